@@ -1,0 +1,38 @@
+"""Hessian spectra of trained PyTorch checkpoints, every number with its bound.
+
+Importing this package imports nothing heavy; names below are loaded on first use (PEP 562).
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "Problem": "landscape.problem",
+    "spectrum": "landscape.analyses.spectrum",
+    "read_checkpoint": "landscape.checkpoint",
+    "load_problem": "landscape.loading",
+    "read_result": "landscape.store",
+    "write_result": "landscape.store",
+}
+__all__ = ["Problem", "__version__", "load_problem", "read_checkpoint", "read_result", "spectrum", "write_result"]
+
+if TYPE_CHECKING:
+    from landscape.analyses.spectrum import spectrum
+    from landscape.checkpoint import read_checkpoint
+    from landscape.loading import load_problem
+    from landscape.problem import Problem
+    from landscape.store import read_result, write_result
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOMES:
+        return getattr(import_module(_HOMES[name]), name)
+    raise AttributeError(f"module 'landscape' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -1,0 +1,1 @@
+"""Analyses: (problem, settings) -> frozen result; they know no files and print nothing."""

@@ -1,0 +1,37 @@
+"""The typer application: registers the commands and turns errors into one message and an exit code."""
+
+from __future__ import annotations
+
+import sys
+
+import typer
+
+from landscape.cli import doctor, info, plot, spectrum, train
+from landscape.cli.terminal import print_error
+from landscape.errors import LandscapeError
+
+app = typer.Typer(
+    name="landscape",
+    help="Where in the loss landscape did training stop? Hessian spectra of PyTorch checkpoints, with bounds.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+app.command("spectrum")(spectrum.spectrum)
+app.command("train")(train.train)
+app.command("info")(info.info)
+app.command("plot")(plot.plot)
+app.command("doctor")(doctor.doctor)
+
+
+def main() -> None:
+    """Entry point of the `landscape` command; exit codes are those of `docs/cli.md`."""
+    try:
+        app()
+    except LandscapeError as error:
+        print_error(error)
+        sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        sys.exit(130)

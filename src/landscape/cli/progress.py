@@ -1,0 +1,51 @@
+"""Progress on stderr: a bar with remaining time on a terminal, else a plain line every 30 seconds."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from landscape.cli.terminal import print_note, stderr
+
+SECONDS_BETWEEN_LINES = 30.0
+Report = Callable[[str, int, int], None]
+
+
+@contextmanager
+def stage_progress(label: str, quiet: bool) -> Iterator[Report]:
+    """A function (stage, done, total) that shows how far an analysis is."""
+    if quiet:
+        yield lambda stage, done, total: None
+    elif sys.stderr.isatty():
+        with _bar(label) as report:
+            yield report
+    else:
+        yield _lines(label)
+
+
+@contextmanager
+def _bar(label: str) -> Iterator[Report]:
+    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(bar_width=20), TimeElapsedColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=stderr, transient=True) as progress:
+        task = progress.add_task(label, total=None)
+
+        def report(stage: str, done: int, total: int) -> None:
+            progress.update(task, description=f"{label}: {stage}", completed=done, total=total)
+
+        yield report
+
+
+def _lines(label: str) -> Report:
+    said = time.monotonic()
+
+    def report(stage: str, done: int, total: int) -> None:
+        nonlocal said
+        if time.monotonic() - said >= SECONDS_BETWEEN_LINES:
+            said = time.monotonic()
+            print_note(f"{label}: {stage}, {done} of {total}")
+
+    return report

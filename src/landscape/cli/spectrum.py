@@ -1,0 +1,329 @@
+"""`landscape spectrum`: parse, compute or reuse each checkpoint's result, show it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from landscape.cli import options as common
+from landscape.cli.terminal import flush, print_error, print_note, print_warning
+from landscape.errors import BatchError, LandscapeError, NumericalError, UsageError
+
+if TYPE_CHECKING:
+    from landscape.analyses.spectrum import SpectrumSettings
+    from landscape.results import Provenance, Spectrum
+
+
+@dataclass(frozen=True)
+class _Request:
+    """What to do with each checkpoint."""
+
+    settings: SpectrumSettings
+    problem: str | None
+    sets: dict[str, str]
+    data: str | None
+    loss: str | None
+    allow_globals: tuple[str, ...]
+    force: bool
+    quiet: bool
+
+
+def spectrum(
+    checkpoints: common.Checkpoints,
+    problem: common.ProblemOption = None,
+    sets: common.SetOption = None,
+    operator: Annotated[
+        str, typer.Option("--operator", help="hessian, ggn (Gauss-Newton) or residual (their difference).")
+    ] = "hessian",
+    top: Annotated[int, typer.Option("--top", help="Largest eigenpairs.")] = 10,
+    bottom: Annotated[int, typer.Option("--bottom", help="Smallest (most negative) eigenpairs.")] = 10,
+    rtol: Annotated[float, typer.Option("--rtol", help="Converged: residual <= max(rtol |value|, tau).")] = 1e-3,
+    tau: Annotated[
+        float, typer.Option("--tau", help="Floor, relative to max |eigenvalue|, below which a value counts as zero.")
+    ] = 1e-6,
+    density: Annotated[bool, typer.Option("--density/--no-density", help="Spectral density and negative mass.")] = True,
+    probes: Annotated[int, typer.Option("--probes", help="Random probes of the density (at least 3).")] = 8,
+    steps: Annotated[int, typer.Option("--steps", help="Lanczos steps of each probe.")] = 80,
+    max_products: Annotated[
+        int | None, typer.Option("--max-products", help="Limit on curvature products.", show_default=False)
+    ] = None,
+    exact: Annotated[
+        bool | None,
+        typer.Option(
+            "--exact/--no-exact", help="Force or forbid the dense float64 solution; else by its measured cost."
+        ),
+    ] = None,
+    params: Annotated[
+        list[str] | None,
+        typer.Option("--params", metavar="GLOB", help="Only these parameters, such as 'encoder.*'; repeatable."),
+    ] = None,
+    by_layer: Annotated[bool, typer.Option("--by-layer", help="Extremes and trace of every layer's block.")] = False,
+    vectors: Annotated[bool, typer.Option("--vectors", help="Keep the eigenvectors in the result file.")] = False,
+    strategy: Annotated[str, typer.Option("--strategy", help="auto, kept, linearize or recompute.")] = "auto",
+    data: common.DataOption = None,
+    loss: common.LossOption = None,
+    allow_global: common.AllowGlobal = None,
+    device: common.Device = "auto",
+    precision: common.Precision = "auto",
+    batch_size: common.BatchSize = None,
+    memory: common.Memory = None,
+    samples: common.Samples = None,
+    seed: common.Seed = 0,
+    workers: common.Workers = 1,
+    out: common.Out = common.DEFAULT_OUT,
+    as_json: common.Json = False,
+    force: common.Force = False,
+    quiet: common.Quiet = False,
+    result_path: common.ResultPath = None,
+) -> None:
+    """Both ends of the Hessian spectrum, its density, trace and negative part, every number with its bound.
+
+    Values are printed with their uncertainty: 3.3617(2) means 3.3617 +- 0.0002. Results go to one HDF5 file per
+    checkpoint below --out; the same command again does only what is missing.
+    """
+    from landscape.analyses.spectrum import SpectrumSettings, names_of
+    from landscape.cli.targets import check_out, expand, result_paths
+    from landscape.interrupts import Interrupted, interruptible
+    from landscape.memory import parse_bytes
+
+    settings = SpectrumSettings(
+        operator=operator,
+        top=top,
+        bottom=bottom,
+        rtol=rtol,
+        tau=tau,
+        density=density,
+        probes=probes,
+        steps=steps,
+        max_products=max_products,
+        exact=exact,
+        params=names_of(params or []),
+        by_layer=by_layer,
+        vectors=vectors,
+        samples=samples,
+        seed=seed,
+        device=device,
+        precision=precision,
+        batch_size=batch_size,
+        strategy=strategy,
+        memory=None if memory is None else parse_bytes(memory),
+    )
+    if workers < 1:
+        raise UsageError(f"--workers is {workers}; it must be at least 1")
+    check_out(out)
+    paths = expand(checkpoints)
+    places = [result_path] if result_path is not None else result_paths(paths, out, "spectrum")
+    request = _Request(settings, problem, common.parse_sets(sets), data, loss, tuple(allow_global or ()), force, quiet)
+    try:
+        with interruptible():
+            _run_all(request, paths, places, workers, as_json)
+    except Interrupted as interrupted:
+        print_note(f"{interrupted}; finished results are whole, repeat the command to go on")
+        flush()
+        raise typer.Exit(interrupted.exit_code) from None
+
+
+def _run_all(request: _Request, paths: list[Path], places: list[Path], workers: int, as_json: bool) -> None:
+    from landscape.cli.spectrum_view import Shown, print_json, print_many, print_one
+
+    if workers > 1 and len(paths) > 1:
+        shown, failures = _in_workers(request, paths, places, workers)
+        if as_json:
+            for one in shown:
+                print_json(one)
+    else:
+        shown, failures = [], []
+        for path, place in zip(paths, places, strict=True):
+            try:
+                result, provenance = compute_or_reuse(request, path, place)
+            except LandscapeError as error:
+                failures.append(error)
+                if len(paths) > 1:
+                    error.message = f"{path}: {error.message}"
+                    print_error(error)
+                continue
+            shown.append(Shown(result, provenance, place))
+            if as_json:
+                print_json(shown[-1])
+    if not as_json and shown:
+        print_one(shown[0]) if len(paths) == 1 else print_many(shown)
+    flush()
+    if failures and len(paths) == 1:
+        raise failures[0]
+    if failures:
+        raise BatchError(
+            f"{len(failures)} of {len(paths)} checkpoints failed; the results of the others are written",
+            "mend what is named above, then repeat the command: it does only what is missing",
+        )
+
+
+def compute_or_reuse(request: _Request, path: Path, place: Path) -> tuple[Spectrum, Provenance]:
+    """The result of one checkpoint: the stored one if it is complete and of the same identity, else a new one."""
+    import dataclasses
+
+    from landscape.analyses.spectrum import run_spectrum
+    from landscape.atomic import locked
+    from landscape.batches import fingerprint, read_batches
+    from landscape.checkpoint import read_checkpoint
+    from landscape.cli.progress import stage_progress
+    from landscape.loading import load_problem
+    from landscape.results import Spectrum
+    from landscape.store import read_result, restore, write_result
+
+    loaded = load_problem(
+        read_checkpoint(path, request.allow_globals), request.problem, request.sets, request.data, request.loss
+    )
+    for note in loaded.notes:
+        print_note(f"note: {note}", request.quiet)
+    problem = dataclasses.replace(loaded.problem, data=read_batches(loaded.problem))
+    data_fingerprint = fingerprint(list(problem.data))
+    settings = request.settings.as_dict()
+    ours = _identity(loaded.checkpoint.sha256, loaded.problem_identity, data_fingerprint, settings)
+    with locked(place):
+        if not request.force and _is_done(place, ours):
+            stored = read_result(place, "spectrum")
+            print_note(f"{path}: done already, {place} is kept", request.quiet)
+            return restore(stored, Spectrum), stored.provenance
+
+        def provenance(result: Spectrum, status: str) -> Provenance:
+            return _provenance(request, loaded, ours, data_fingerprint, settings, result, status)
+
+        try:
+            with stage_progress(path.name, request.quiet) as report:
+                result = run_spectrum(problem, request.settings, report)
+        except NumericalError as error:
+            partial = getattr(error, "partial", None)
+            if partial is not None:
+                write_result(place, partial, provenance(partial, "failed"), force=request.force)
+                error.message += f" (what is known was written to {place})"
+            raise
+        made = provenance(result, "complete")
+        write_result(place, result, made, force=request.force)
+    warn(result, str(path))
+    return result, made
+
+
+def _identity(sha256: str, problem: dict[str, Any], data: str, settings: dict[str, Any]) -> str:
+    from landscape.identity import identity
+
+    answer = {k: v for k, v in settings.items() if k != "memory"}
+    return identity({"checkpoint": sha256, "problem": problem, "data": data, "settings": answer})
+
+
+def _is_done(place: Path, ours: str) -> bool:
+    """Whether the place holds this very result; refuses to overwrite a different one."""
+    from landscape.errors import StorageError
+    from landscape.store import stored_identity
+
+    stored = stored_identity(place, "spectrum")
+    if stored is None:
+        return False
+    if stored[0] != ours:
+        raise StorageError(
+            f"{place} holds the result of another command (other settings, data or checkpoint)",
+            "name another folder with --out, or overwrite it with --force",
+        )
+    return stored[1] == "complete"
+
+
+def _provenance(
+    request: _Request,
+    loaded: Any,
+    ours: str,
+    data_fingerprint: str,
+    settings: dict[str, Any],
+    result: Spectrum,
+    status: str,
+) -> Provenance:
+    from landscape.identity import versions
+    from landscape.results import Provenance
+
+    spent = result.spent
+    assert spent is not None
+    return Provenance(
+        command="spectrum",
+        identity=ours,
+        status=status,
+        settings=settings,
+        checkpoint=loaded.checkpoint.path,
+        sha256=loaded.checkpoint.sha256,
+        header=loaded.checkpoint.header,
+        coordinates=loaded.checkpoint.coordinates,
+        data_fingerprint=data_fingerprint,
+        versions=versions(),
+        device=spent.device,
+        dtype=spent.dtype,
+        seed=request.settings.seed,
+        products=spent.products,
+        seconds=spent.seconds,
+        plan=spent.plan,
+        notes=(*loaded.notes, *spent.notes),
+    )
+
+
+def warn(result: Spectrum, label: str) -> None:
+    """A `warning:` line for everything that the user should not overlook."""
+    for end, converged in (("largest", result.top_converged), ("smallest", result.bottom_converged)):
+        missing = int((~converged.astype(bool)).sum())
+        if missing:
+            print_warning(
+                f"{label}: {missing} of the {len(converged)} {end} eigenvalues have not converged; "
+                "raise --max-products or --rtol, or use --precision float64"
+            )
+    for note in result.spent.notes if result.spent else ():
+        print_warning(f"{label}: {note}")
+
+
+def _in_workers(
+    request: _Request, paths: list[Path], places: list[Path], workers: int
+) -> tuple[list[Any], list[LandscapeError]]:
+    """Each checkpoint in a process of its own; what they wrote is read back from the files."""
+    from landscape.cli.spectrum_view import Shown
+    from landscape.executors import Outcome, Task, run_batch
+    from landscape.results import Spectrum
+    from landscape.store import read_result, restore
+
+    tasks = [Task(_arguments(request, path, place), str(path)) for path, place in zip(paths, places, strict=True)]
+
+    def on_done(outcome: Outcome) -> None:
+        if outcome.ok:
+            print_note(f"{outcome.task.label}: done in {outcome.seconds:.1f} s", request.quiet)
+
+    shown: list[Any] = []
+    failures: list[LandscapeError] = []
+    for outcome, place in zip(run_batch(tasks, workers, on_done), places, strict=True):
+        if outcome.ok:
+            stored = read_result(place, "spectrum")
+            shown.append(Shown(restore(stored, Spectrum), stored.provenance, place))
+        else:
+            how = f"killed by signal {-outcome.exit_code}" if outcome.killed else f"exit code {outcome.exit_code}"
+            failures.append(LandscapeError(f"{outcome.task.label} failed ({how})"))
+            print_error(failures[-1])
+    return shown, failures
+
+
+def _arguments(request: _Request, path: Path, place: Path) -> list[str]:
+    """The command line of one worker: the options that differ from their defaults."""
+    from landscape.analyses.spectrum import SpectrumSettings
+
+    arguments = ["spectrum", str(path), "--result-path", str(place), "--json", "--quiet"]
+    default = SpectrumSettings().as_dict()
+    for name, value in request.settings.as_dict().items():
+        if value == default[name]:
+            continue
+        flag = "--" + name.replace("_", "-")
+        if isinstance(value, bool):
+            arguments.append(flag if value else "--no-" + flag[2:])
+        else:
+            for one in value if isinstance(value, list) else [value]:
+                arguments += [flag, str(one)]
+    for flag, one in (("--problem", request.problem), ("--data", request.data), ("--loss", request.loss)):
+        arguments += [flag, one] if one is not None else []
+    for key, one in request.sets.items():
+        arguments += ["--set", f"{key}={one}"]
+    for one in request.allow_globals:
+        arguments += ["--allow-global", one]
+    return [*arguments, "--force"] if request.force else arguments

@@ -1,0 +1,50 @@
+"""What reaches the terminal: data on stdout; progress, `warning:`, `error:` and `hint:` lines on stderr."""
+
+from __future__ import annotations
+
+import math
+import sys
+from typing import Any
+
+from rich.console import Console
+
+from landscape.errors import LandscapeError
+
+stdout = Console(highlight=False, soft_wrap=False, markup=False)
+stderr = Console(stderr=True, highlight=False, soft_wrap=True, markup=False)
+
+
+def print_error(error: LandscapeError) -> None:
+    """`error:` and, where there is one, `hint:`; both on stderr."""
+    stderr.print(f"error: {error.message}")
+    if error.hint:
+        stderr.print(f"hint: {error.hint}")
+
+
+def print_warning(message: str) -> None:
+    """A `warning:` line; never silenced."""
+    stderr.print(f"warning: {message}")
+
+
+def print_note(message: str, quiet: bool = False) -> None:
+    """A plain line of progress for people; silenced by --quiet."""
+    if not quiet:
+        stderr.print(message)
+
+
+def plain(value: Any) -> Any:
+    """JSON-ready copy: NaN and Inf become None, NumPy scalars and arrays become Python's."""
+    if isinstance(value, dict):
+        return {str(k): plain(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(v) for v in value]
+    if hasattr(value, "tolist"):
+        return plain(value.tolist())
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value
+
+
+def flush() -> None:
+    """Push out what was printed, so that a pipe sees whole lines before we exit."""
+    sys.stdout.flush()

@@ -1,0 +1,83 @@
+"""How much memory there is, and how much a graph keeps."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import psutil
+import torch
+from torch import Tensor
+
+from landscape.errors import UsageError
+
+_UNITS = {
+    "": 1,
+    "k": 10**3,
+    "m": 10**6,
+    "g": 10**9,
+    "t": 10**12,
+    "ki": 2**10,
+    "mi": 2**20,
+    "gi": 2**30,
+    "ti": 2**40,
+}
+# The part of free memory that an analysis may take unasked.
+DEFAULT_SHARE = 0.6
+
+
+def parse_bytes(text: str) -> int:
+    """ "6GB", "512 MiB" or a plain number of bytes.
+
+    Raises:
+        UsageError: not an amount of memory.
+    """
+    match = re.fullmatch(r"\s*([0-9.]+)\s*([kmgt]?i?)b?\s*", text.lower())
+    try:
+        if match and match[2] in _UNITS and float(match[1]) > 0:
+            return int(float(match[1]) * _UNITS[match[2]])
+    except ValueError:
+        pass
+    raise UsageError(f"--memory {text!r} is not an amount of memory", "write it like 6GB, 512MiB or 2000000000")
+
+
+def usable_bytes(device: torch.device, limit: int | None = None) -> int:
+    """Bytes that may be allocated from now on: of the user's limit for the whole process, or a share of what is free.
+
+    On the CPU the limit counts everything the process already holds (its resident set).
+    """
+    if device.type == "cuda":
+        free, _ = torch.cuda.mem_get_info(device)
+        cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        held = torch.cuda.memory_reserved(device) - cached
+        return max(0, limit - held) if limit is not None else int(DEFAULT_SHARE * (free + cached))
+    if limit is not None:
+        return max(0, limit - int(psutil.Process().memory_info().rss))
+    return int(DEFAULT_SHARE * psutil.virtual_memory().available)
+
+
+class SavedBytes:
+    """Bytes kept alive by autograd graphs built inside `count_saved`, each storage once."""
+
+    def __init__(self) -> None:
+        self.total = 0
+
+
+@contextmanager
+def count_saved(ignore: tuple[Tensor, ...] = ()) -> Iterator[SavedBytes]:
+    """Count what graphs built inside save for backward, without the tensors (parameters, data) to be ignored."""
+    counter = SavedBytes()
+    seen = {t.untyped_storage().data_ptr() for t in ignore}
+    kept: list[Tensor] = []  # alive until the end: a freed storage's address could be given out again
+
+    def pack(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in seen:
+            seen.add(storage.data_ptr())
+            kept.append(tensor)
+            counter.total += storage.nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
+        yield counter

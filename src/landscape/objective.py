@@ -1,0 +1,248 @@
+"""The objective L(θ): value, gradient and count over all data, summed and divided once."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from landscape.arithmetic import strict_arithmetic
+from landscape.batches import move, read_batches, rechunk, size_in_bytes, tensors_of
+from landscape.errors import NumericalError, ProblemError
+from landscape.parameters import Layout, layout_of, select, trainable
+from landscape.problem import Batch, LossFunction, Problem
+
+
+@dataclass(frozen=True, eq=False)
+class Objective:
+    """L(θ) = Σ sums / Σ counts + weight_decay/2 ‖θ‖², on a private copy of the model in eval mode.
+
+    Attributes:
+        model: the copy, on the device, all floating-point tensors in `dtype`; its parameters hold θ.
+        loss: `loss(model, batch) -> (sum, count)`.
+        batches: the data, on the device.
+        names: the selected parameters; only their copies require gradients.
+        layout: order and shapes of the selected parameters.
+        count: Σ counts over all batches.
+        weight_decay: coefficient of ½‖θ‖² over all trainable parameters.
+        cuttable: whether batches may be cut into smaller ones (the loss is a sum over samples).
+    """
+
+    model: nn.Module
+    loss: LossFunction
+    batches: list[Batch]
+    names: tuple[str, ...]
+    layout: Layout
+    count: float
+    weight_decay: float
+    trainable_names: tuple[str, ...]
+    cuttable: bool
+
+    @property
+    def parameters(self) -> tuple[Tensor, ...]:
+        """The selected parameter tensors themselves (leaves), in layout order."""
+        named = dict(self.model.named_parameters())
+        return tuple(named[n] for n in self.names)
+
+    @property
+    def device(self) -> torch.device:
+        return self.parameters[0].device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.parameters[0].dtype
+
+    def point(self) -> Tensor:
+        """θ of the selected parameters as a flat vector [n]."""
+        return self.layout.flatten([p.detach() for p in self.parameters])
+
+    def batch_sum(self, batch: Batch) -> tuple[Tensor, float]:
+        """Loss sum (a scalar with graph) and count of one batch."""
+        total, count = self.loss(self.model, batch)
+        return total, float(count)
+
+    def penalty(self) -> float:
+        """weight_decay/2 ‖θ‖² over all trainable parameters."""
+        if not self.weight_decay:
+            return 0.0
+        named = dict(self.model.named_parameters())
+        squares = [float(named[n].detach().double().square().sum()) for n in self.trainable_names]
+        return 0.5 * self.weight_decay * sum(squares)
+
+    def value(self) -> float:
+        """L(θ) over all data.
+
+        Raises:
+            NumericalError: the loss is NaN or Inf.
+        """
+        with strict_arithmetic(), torch.no_grad():
+            total = sum(float(self.batch_sum(b)[0].detach().double()) for b in self.batches)
+        return _finite(total / self.count + self.penalty())
+
+    def value_and_gradient(self) -> tuple[float, Tensor]:
+        """L(θ) and ∇L(θ) [n] with respect to the selected parameters, over all data."""
+        gradient = torch.zeros(self.layout.total, dtype=self.dtype, device=self.device)
+        total = 0.0
+        with strict_arithmetic():
+            for batch in self.batches:
+                batch_total, _ = self.batch_sum(batch)
+                total += float(batch_total.detach().double())
+                gradient += self.layout.flatten(gradients(batch_total, self.parameters))
+        gradient /= self.count
+        if self.weight_decay:
+            gradient.add_(self.point(), alpha=self.weight_decay)
+        return _finite(total / self.count + self.penalty()), gradient
+
+    def with_chunks(self, size: int) -> Objective:
+        """The same objective with batches cut to at most `size` samples."""
+        return self._replace(batches=rechunk(self.batches, size))
+
+    def with_batches(self, batches: list[Batch]) -> Objective:
+        """The same loss and point over other data (a subset of the samples, usually)."""
+        return self._replace(batches=batches, count=_total_count(self.model, self.loss, batches))
+
+    def with_parameters(self, names: Sequence[str]) -> Objective:
+        """The same objective as a function of fewer parameters, on a copy of the model."""
+        model = copy.deepcopy(self.model)
+        return self._replace(model=model, names=tuple(names), layout=_require(model, names))
+
+    def in_dtype(self, dtype: torch.dtype, batches: list[Batch] | None = None) -> Objective:
+        """The same objective (over `batches`, if given) in another arithmetic, on a copy of the model."""
+        model = copy.deepcopy(self.model).to(dtype)
+        data = [move(b, self.device, dtype) for b in (self.batches if batches is None else batches)]
+        layout = _require(model, self.names)
+        count = self.count if batches is None else _total_count(model, self.loss, data)
+        return self._replace(model=model, layout=layout, batches=data, count=count)
+
+    def _replace(self, **changes: Any) -> Objective:
+        fields = {f: getattr(self, f) for f in self.__dataclass_fields__}
+        return Objective(**{**fields, **changes})
+
+    def data_bytes(self) -> int:
+        """Memory of the data on the device."""
+        return sum(size_in_bytes(b) for b in self.batches)
+
+
+def gradients(total: Tensor, parameters: Sequence[Tensor], create_graph: bool = False) -> tuple[Tensor, ...]:
+    """∂ total / ∂ parameters, zero where the total does not depend on one."""
+    if not total.requires_grad:
+        return tuple(torch.zeros_like(p) for p in parameters)
+    return torch.autograd.grad(total, parameters, create_graph=create_graph, materialize_grads=True)
+
+
+def build_objective(
+    problem: Problem,
+    *,
+    batches: list[Batch] | None = None,
+    params: Sequence[str] = (),
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype | None = None,
+) -> Objective:
+    """Copy the model, bring the data to the device, check that the loss is a fixed function of θ.
+
+    Args:
+        problem: left untouched.
+        batches: data to use instead of all of the problem's (a subset drawn by the caller).
+        params: glob patterns of the parameters to differentiate by; all trainable ones if empty.
+        device, dtype: where and in which arithmetic; dtype defaults to the model's own, at least float32.
+
+    Raises:
+        ProblemError: bad data, a loss that is not (sum, count), a model that answers differently twice.
+        UsageError: a pattern of `params` matches nothing.
+        NumericalError: the loss at the checkpoint is NaN or Inf.
+    """
+    device = torch.device(device)
+    own = next(iter(trainable(problem.model).values())).dtype
+    dtype = torch.promote_types(own, torch.float32) if dtype is None else dtype
+    model = copy.deepcopy(problem.model).to(device, dtype).eval()
+    names = tuple(trainable(model))
+    chosen = select(names, params) if params else names
+    layout = _require(model, chosen)
+    moved = [move(b, device, dtype) for b in (read_batches(problem) if batches is None else batches)]
+    loss = problem.loss_function
+    with strict_arithmetic():
+        _check_fixed(model, loss, moved[0])
+        count = _total_count(model, loss, moved)
+    return Objective(model, loss, moved, chosen, layout, count, problem.weight_decay, names, problem.per_sample)
+
+
+def _require(model: nn.Module, names: Sequence[str]) -> Layout:
+    """Make exactly the named parameters require gradients; their layout."""
+    wanted = set(names)
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(name in wanted)
+    named = dict(model.named_parameters())
+    return layout_of({n: named[n] for n in names})
+
+
+def _evaluate(model: nn.Module, loss: LossFunction, batch: Batch) -> tuple[Tensor, float]:
+    """One call of the user's loss, its answer checked."""
+    try:
+        answer = loss(model, batch)
+    except (ProblemError, NotImplementedError):
+        raise
+    except Exception as error:  # the user's code: whatever it raises is about the problem, not a bug of ours
+        shapes = ", ".join(str(tuple(t.shape)) for t in tensors_of(batch)[:4])
+        raise ProblemError(
+            f"the model or loss fails on the data (a batch of tensors of shape {shapes}): "
+            f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else ''}",
+            "check that the data fit the model: sizes, number of classes, dtype",
+        ) from error
+    if not (isinstance(answer, tuple) and len(answer) == 2 and isinstance(answer[0], Tensor)):
+        raise ProblemError(
+            f"the loss returned a {type(answer).__name__}, not the pair (sum, count)",
+            "return (F.cross_entropy(model(x), y, reduction='sum'), len(y)), for example",
+        )
+    total, count = answer
+    if total.dim() != 0:
+        raise ProblemError(
+            f"the loss sum has shape {tuple(total.shape)}, not a scalar",
+            "sum over the samples: reduction='sum'",
+        )
+    return total, float(count)
+
+
+def _check_fixed(model: nn.Module, loss: LossFunction, batch: Batch) -> None:
+    """Refuse what has no Hessian: a loss that differs between two calls, or changes the model."""
+    buffers = {name: b.clone() for name, b in model.named_buffers()}
+    with torch.no_grad():
+        first, count = _evaluate(model, loss, batch)
+        second, _ = _evaluate(model, loss, batch)
+    a, b = float(first), float(second)
+    finite = abs(a) < float("inf")
+    if finite and abs(a - b) > 1e3 * torch.finfo(first.dtype).eps * max(abs(a), count):
+        raise ProblemError(
+            f"the model answers differently twice ({a:.9g} and {b:.9g} on the same batch), so its loss has no Hessian",
+            "look for functional dropout (F.dropout without training=self.training), noise or sampling in forward",
+        )
+    changed = [n for n, old in model.named_buffers() if not torch.equal(old, buffers[n])]
+    if changed or model.training:
+        what = f"changes the buffer {changed[0]!r}" if changed else "switches the model to train mode"
+        raise ProblemError(
+            f"evaluating the loss {what}: products would depend on how often they are taken",
+            "leave the model in eval mode inside the loss",
+        )
+
+
+def _total_count(model: nn.Module, loss: LossFunction, batches: Sequence[Batch]) -> float:
+    with torch.no_grad():
+        count = sum(_evaluate(model, loss, b)[1] for b in batches)
+    if not count > 0:
+        raise ProblemError(
+            f"the loss's counts add up to {count:g}; there is nothing to average over",
+            "return the number of samples (or tokens) as the second value",
+        )
+    return count
+
+
+def _finite(value: float) -> float:
+    if not abs(value) < float("inf"):
+        raise NumericalError(
+            f"the loss at the checkpoint is {value}",
+            "the checkpoint has diverged, or the data is scaled differently than in training",
+        )
+    return value

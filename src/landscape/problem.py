@@ -1,0 +1,181 @@
+"""The problem: a network, its data and its loss. What every analysis is given."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from landscape.errors import ProblemError
+
+# A batch is whatever the loss understands; the named losses want (inputs, targets).
+Batch = Any
+LossFunction = Callable[[nn.Module, Batch], tuple[Tensor, Any]]
+
+
+@dataclass(frozen=True, eq=False)
+class Problem:
+    """A network, its data and its loss: L(θ) = Σ loss sums / Σ counts + weight_decay/2 ‖θ‖².
+
+    Args:
+        model: never moved, switched or changed; analyses work on a copy in eval mode. Parameters with
+            `requires_grad=False` stay fixed, tied ones count once.
+        data: `(inputs, targets)` tensors, or any re-iterable of batches that gives the same batches each time.
+        loss: "cross_entropy", "mse" (squared error summed over outputs, per sample, no ½), "bce" (on logits,
+            summed over outputs, per sample), or a callable `loss(model, batch) -> (sum, count)`: the *sum* of
+            the per-sample losses and their number, never a mean; this makes ragged batches and token weights exact.
+        weight_decay: coefficient of ½‖θ‖² over all trainable parameters.
+
+    Raises:
+        ProblemError: what cannot be analysed, with the reason: a TorchScript model, a one-shot iterator, a
+            shuffling or sampling loader, an unknown loss.
+    """
+
+    model: nn.Module
+    data: tuple[Tensor, Tensor] | Iterable[Batch]
+    loss: str | LossFunction
+    weight_decay: float = 0.0
+
+    def __post_init__(self) -> None:
+        _check_model(self.model)
+        _check_data(self.data)
+        if isinstance(self.loss, str):
+            if self.loss not in LOSSES:
+                raise ProblemError(
+                    f"there is no built-in loss {self.loss!r}",
+                    f"choose one of {', '.join(LOSSES)}, or pass a function loss(model, batch) -> (sum, count)",
+                )
+        elif not callable(self.loss):
+            raise ProblemError(
+                f"the loss is a {type(self.loss).__name__}, not a name or a function",
+                "pass loss(model, batch) -> (sum, count)",
+            )
+        if not self.weight_decay >= 0:
+            raise ProblemError(f"weight_decay is {self.weight_decay}; it must be zero or positive")
+
+    @property
+    def loss_function(self) -> LossFunction:
+        """The loss as a callable `loss(model, batch) -> (sum, count)`."""
+        return LOSSES[self.loss] if isinstance(self.loss, str) else self.loss
+
+    @property
+    def per_sample(self) -> bool:
+        """Whether the loss is known to be a sum over samples, so that batches may be cut and joined freely."""
+        return isinstance(self.loss, str)
+
+
+def _check_model(model: object) -> None:
+    if isinstance(model, torch.jit.ScriptModule):
+        raise ProblemError(
+            "the model is a TorchScript module, which torch.func and second derivatives cannot go through",
+            "build the original nn.Module and load its state_dict instead",
+        )
+    if not isinstance(model, nn.Module):
+        raise ProblemError(f"the model is a {type(model).__name__}, not a torch.nn.Module", "pass the module itself")
+    if isinstance(model, nn.parallel.DistributedDataParallel | nn.DataParallel):
+        raise ProblemError(
+            f"the model is wrapped in {type(model).__name__}, through which Hessian products are silently wrong",
+            "pass model.module",
+        )
+    if not any(p.requires_grad for p in model.parameters()):
+        raise ProblemError(
+            "the model has no trainable parameters",
+            "set requires_grad=True on the parameters whose curvature you want",
+        )
+
+
+def _check_data(data: object) -> None:
+    if isinstance(data, Iterator):
+        raise ProblemError(
+            "the data is a one-shot iterator (a generator, perhaps): a second pass would find it empty",
+            "pass a list of batches, or an object whose __iter__ starts afresh",
+        )
+    if not isinstance(data, Iterable):
+        raise ProblemError(
+            f"the data is a {type(data).__name__}",
+            "pass (inputs, targets) tensors or a re-iterable of batches",
+        )
+    if isinstance(data, torch.utils.data.DataLoader):
+        _check_loader(data)
+
+
+def _check_loader(loader: torch.utils.data.DataLoader[Any]) -> None:
+    sampler = getattr(loader, "sampler", None)
+    inner = getattr(getattr(loader, "batch_sampler", None), "sampler", None)
+    random = (
+        torch.utils.data.RandomSampler,
+        torch.utils.data.WeightedRandomSampler,
+        torch.utils.data.SubsetRandomSampler,
+    )
+    for candidate in (sampler, inner):
+        if isinstance(candidate, random):
+            raise ProblemError(
+                f"the DataLoader draws at random ({type(candidate).__name__}): two passes differ, "
+                "so there is no fixed loss to differentiate",
+                "pass DataLoader(dataset, batch_size=..., shuffle=False), without random augmentation",
+            )
+
+
+def is_pair(data: object) -> bool:
+    """Whether the data is the `(inputs, targets)` pair of tensors rather than a collection of batches."""
+    return isinstance(data, tuple) and len(data) == 2 and all(isinstance(t, Tensor) for t in data)
+
+
+def _inputs_and_targets(batch: Batch) -> tuple[Tensor, Tensor]:
+    if isinstance(batch, tuple | list) and len(batch) == 2:
+        return batch[0], batch[1]
+    raise ProblemError(
+        f"a built-in loss needs batches (inputs, targets); this batch is a {type(batch).__name__}",
+        "pass your own loss(model, batch) -> (sum, count)",
+    )
+
+
+def _matched(outputs: Tensor, targets: Tensor, name: str) -> Tensor:
+    """Targets in the shape and dtype of the outputs; silent broadcasting is the classic way to a wrong loss."""
+    if outputs.shape != targets.shape:
+        if outputs.shape[0] != targets.shape[0] or outputs.numel() != targets.numel():
+            raise ProblemError(
+                f"loss {name!r}: outputs have shape {tuple(outputs.shape)} but targets {tuple(targets.shape)}",
+                "give one target value per output",
+            )
+        targets = targets.reshape(outputs.shape)
+    return targets.to(outputs.dtype)
+
+
+def cross_entropy(model: nn.Module, batch: Batch) -> tuple[Tensor, Any]:
+    """Softmax cross-entropy in nats, summed; class indices (−100 ignored, any leading shape) or probabilities."""
+    inputs, targets = _inputs_and_targets(batch)
+    outputs = model(inputs)
+    if targets.is_floating_point():
+        return F.cross_entropy(outputs, targets.to(outputs.dtype), reduction="sum"), targets.shape[0]
+    if outputs.dim() > 2 and outputs.shape[:-1] == targets.shape:  # language models: classes last
+        outputs, targets = outputs.flatten(0, -2), targets.flatten()
+    if outputs.dim() < 2 or outputs.shape[0] != targets.shape[0] or outputs.shape[2:] != targets.shape[1:]:
+        raise ProblemError(
+            f"loss 'cross_entropy': outputs of shape {tuple(outputs.shape)} do not fit targets of shape "
+            f"{tuple(targets.shape)}",
+            "outputs are (samples, classes), targets are (samples,) class indices",
+        )
+    return F.cross_entropy(outputs, targets.long(), reduction="sum"), (targets != -100).sum()
+
+
+def mse(model: nn.Module, batch: Batch) -> tuple[Tensor, Any]:
+    """Squared error summed over outputs and samples, no ½; the count is the number of samples."""
+    inputs, targets = _inputs_and_targets(batch)
+    outputs = model(inputs)
+    return (outputs - _matched(outputs, targets, "mse")).square().sum(), targets.shape[0]
+
+
+def bce(model: nn.Module, batch: Batch) -> tuple[Tensor, Any]:
+    """Binary cross-entropy on logits, summed over outputs and samples; the count is the number of samples."""
+    inputs, targets = _inputs_and_targets(batch)
+    outputs = model(inputs)
+    targets = _matched(outputs, targets, "bce")
+    return F.binary_cross_entropy_with_logits(outputs, targets, reduction="sum"), targets.shape[0]
+
+
+LOSSES: dict[str, LossFunction] = {"cross_entropy": cross_entropy, "mse": mse, "bce": bce}

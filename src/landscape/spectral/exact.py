@@ -1,0 +1,77 @@
+"""Whether to solve a problem dense, by its measured cost, and doing so in float64."""
+
+from __future__ import annotations
+
+import torch
+
+from landscape.errors import NumericalError, UsageError
+from landscape.linalg.dense import DenseSpectrum, dense_spectrum, materialise
+from landscape.memory import usable_bytes
+from landscape.objective import Objective
+from landscape.operators import CurvatureOperator
+
+# Dense is worth waiting this long for (seconds), whatever the iterative way would cost: its numbers are exact.
+PATIENCE = 10.0
+# Seconds per n³ of a symmetric eigensolver on two CPU cores (4.5 s at n = 4,650); a GPU is much faster.
+EIGENSOLVER = {"cpu": 4.5e-11, "cuda": 3e-12}
+LARGEST = {"cpu": 12_000, "cuda": 30_000}
+# H, its transpose while symmetrising, and the eigensolver's workspace.
+COPIES = 4
+
+
+def dense_seconds(operator: CurvatureOperator) -> float:
+    """Predicted wall time of all columns and of the eigensolver."""
+    return operator.n * operator.plan.product_seconds + EIGENSOLVER.get(operator.device.type, 4.5e-11) * operator.n**3
+
+
+def considered(n: int, device: torch.device) -> bool:
+    """Whether a dense solution is worth measuring at all."""
+    return n <= LARGEST.get(device.type, LARGEST["cpu"])
+
+
+def wants_dense(operator: CurvatureOperator, iterative_products: int, memory: int | None) -> bool:
+    """Whether the dense float64 solution costs little, in itself or against `iterative_products` in float32."""
+    iterative = 0.5 * operator.plan.product_seconds * iterative_products
+    affordable = dense_seconds(operator) <= max(PATIENCE, 1.5 * iterative)
+    return affordable and _fits(operator, memory)
+
+
+def require_fit(operator: CurvatureOperator, memory: int | None) -> None:
+    """Refuse `--exact` where the matrix does not fit.
+
+    Raises:
+        UsageError: with the memory it would take.
+    """
+    if not _fits(operator, memory):
+        needed = COPIES * 8 * operator.n**2 / 1e9
+        raise UsageError(
+            f"--exact needs {needed:.3g} GB for the dense matrix of {operator.n} parameters, more than may be used",
+            "leave --exact out, choose a block with --params, or raise --memory",
+        )
+
+
+def _fits(operator: CurvatureOperator, memory: int | None) -> bool:
+    return COPIES * 8 * operator.n**2 <= usable_bytes(operator.device, memory)
+
+
+def float64_operator(objective: Objective, operator: str, **plan: object) -> CurvatureOperator:
+    """The operator in float64; the objective itself if it is float64 already."""
+    wide = objective if objective.dtype == torch.float64 else objective.in_dtype(torch.float64)
+    return CurvatureOperator(wide, operator, expected_products=wide.layout.total, **plan)  # type: ignore[arg-type]
+
+
+def solve_dense(operator: CurvatureOperator, vectors: tuple[int, int]) -> DenseSpectrum:
+    """All eigenvalues, and eigenvectors of the `vectors` = (top, bottom) ends.
+
+    Raises:
+        NumericalError: a product has NaN or Inf.
+    """
+    try:
+        matrix, asymmetry = materialise(
+            operator, operator.n, dtype=operator.dtype, device=operator.device, block=max(operator.plan.block, 16)
+        )
+    except FloatingPointError as error:
+        raise NumericalError(
+            "the Hessian has NaN or Inf entries", "`landscape doctor` looks for the layer that makes them"
+        ) from error
+    return dense_spectrum(matrix, asymmetry, top=vectors[0], bottom=vectors[1])

@@ -1,0 +1,188 @@
+"""Extreme eigenpairs, with a second look for copies that a single Krylov space cannot see."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from landscape.errors import NumericalError
+from landscape.linalg.lanczos import Extremes, lanczos_extremes
+from landscape.linalg.probes import sphere
+from landscape.memory import usable_bytes
+from landscape.operators import CurvatureOperator
+
+# Products of the second look when there are no density probes to do its work.
+SECOND_LOOK = 10
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """Eigenpairs at one end, best first: value, residual, converged [k] and unit vectors [n, k]."""
+
+    value: np.ndarray
+    residual: np.ndarray
+    converged: np.ndarray
+    vector: Tensor
+
+    def pick(self, index: np.ndarray) -> Pairs:
+        """The pairs at `index`, in that order."""
+        columns = torch.as_tensor(index, device=self.vector.device)
+        return Pairs(self.value[index], self.residual[index], self.converged[index], self.vector[:, columns])
+
+    def joined(self, other: Pairs, sign: float, keep: int) -> Pairs:
+        """Both sets, sorted by sign·value ascending, the first `keep` of them."""
+        both = Pairs(
+            np.concatenate([self.value, other.value]),
+            np.concatenate([self.residual, other.residual]),
+            np.concatenate([self.converged, other.converged]),
+            torch.cat([self.vector, other.vector], dim=1),
+        )
+        return both.pick(np.argsort(sign * both.value, kind="stable")[:keep])
+
+
+def top_of(found: Extremes) -> Pairs:
+    """The largest pairs of a Lanczos run, descending."""
+    return Pairs(found.top_value, found.top_residual, found.top_converged, found.top_vector)
+
+
+def bottom_of(found: Extremes) -> Pairs:
+    """The smallest pairs of a Lanczos run, ascending."""
+    return Pairs(found.bottom_value, found.bottom_residual, found.bottom_converged, found.bottom_vector)
+
+
+def basis_limit(operator: CurvatureOperator, memory: int | None, pairs: int) -> int:
+    """Rows a Krylov basis may have: what memory allows beside the vectors returned, at least what is needed."""
+    row = operator.n * operator.dtype.itemsize
+    usable = usable_bytes(operator.device, memory)
+    working = pairs + 8
+    return max(2 * pairs + 8, int(usable // row) - working)
+
+
+def find_extremes(
+    operator: CurvatureOperator,
+    *,
+    top: int,
+    bottom: int,
+    rtol: float,
+    tau: float,
+    noise: float,
+    max_products: int,
+    max_basis: int,
+    generator: torch.Generator,
+    deflate: Tensor | None = None,
+    progress: Callable[[int, int, int], None] | None = None,
+) -> Extremes:
+    """`lanczos_extremes` from a random start on the sphere; NaN in a product becomes a NumericalError."""
+    start = sphere(operator.n, 1, generator=generator, dtype=operator.dtype, device=operator.device)[:, 0]
+    try:
+        return lanczos_extremes(
+            operator,
+            start,
+            top=top,
+            bottom=bottom,
+            rtol=rtol,
+            tau=tau,
+            noise=noise,
+            max_products=max_products,
+            max_basis=max_basis,
+            generator=generator,
+            deflate=deflate,
+            progress=progress,
+        )
+    except FloatingPointError as error:
+        raise NumericalError(
+            f"a curvature product is not finite: {error}",
+            "try --precision float64; `landscape doctor` looks for the layer",
+        ) from error
+
+
+def orthonormal(*pairs: Pairs) -> Tensor | None:
+    """Orthonormal basis [n, k] of all pairs' vectors; None if there are none."""
+    vectors = [p.vector for p in pairs if p.vector.shape[1]]
+    if not vectors:
+        return None
+    stacked = torch.cat(vectors, dim=1)
+    basis: Tensor = torch.linalg.qr(stacked)[0]
+    return basis
+
+
+def missed(top: Pairs, bottom: Pairs, seen_min: float, seen_max: float) -> tuple[bool, bool]:
+    """Whether Ritz values seen in the complement of the pairs belong among them: (at the top, at the bottom)."""
+    above = len(top.value) > 0 and bool(top.converged.all()) and seen_max > top.value[-1] + top.residual[-1]
+    below = len(bottom.value) > 0 and bool(bottom.converged.all()) and seen_min < bottom.value[-1] - bottom.residual[-1]
+    return above, below
+
+
+def complete(
+    operator: CurvatureOperator,
+    top: Pairs,
+    bottom: Pairs,
+    seen: tuple[float, float],
+    budget: int,
+    **settings: float | int | torch.Generator,
+) -> tuple[Pairs, Pairs, int, bool]:
+    """Add the copies that were missed, until a random start in the complement sees nothing that belongs.
+
+    A multiple eigenvalue shows one copy per Krylov space, so each round finds one copy of each.
+
+    Args:
+        seen: extreme Ritz values (min, max) already seen in the complement of `top` and `bottom`.
+        budget: products that may be spent.
+        settings: rtol, tau, noise, max_basis and generator of `find_extremes`.
+
+    Returns:
+        top, bottom, copies found, and whether the last look found nothing (False: the budget ran out first).
+    """
+    copies = 0
+    while True:
+        above, below = missed(top, bottom, *seen)
+        if not (above or below):
+            return top, bottom, copies, True
+        deflate = orthonormal(top, bottom)
+        free = operator.n - (0 if deflate is None else deflate.shape[1])
+        wanted_top, wanted_bottom = len(top.value) if above else 1, len(bottom.value) if below else 1
+        if budget < wanted_top + wanted_bottom + 3 or free < 1:
+            return top, bottom, copies, free < 1
+        spent = operator.products
+        found = find_extremes(
+            operator,
+            top=wanted_top if above else 0,
+            bottom=wanted_bottom if below else 0,
+            max_products=budget,
+            deflate=deflate,
+            **settings,  # type: ignore[arg-type]
+        )
+        budget -= operator.products - spent
+        values = (top.value, bottom.value)
+        top = top.joined(top_of(found), -1.0, len(top.value)) if above else top
+        bottom = bottom.joined(bottom_of(found), 1.0, len(bottom.value)) if below else bottom
+        fresh = int(np.sum(~np.isin(top.value, values[0])) + np.sum(~np.isin(bottom.value, values[1])))
+        if fresh == 0:
+            return top, bottom, copies, True
+        copies += fresh
+        look, spent = second_look(operator, top, bottom, min(SECOND_LOOK, budget), **settings)
+        seen, budget = look, budget - spent
+
+
+def second_look(
+    operator: CurvatureOperator, top: Pairs, bottom: Pairs, steps: int, **settings: float | int | torch.Generator
+) -> tuple[tuple[float, float], int]:
+    """Extreme Ritz values (min, max) of a few steps from a random start in the complement, and products spent."""
+    deflate = orthonormal(top, bottom)
+    free = operator.n - (0 if deflate is None else deflate.shape[1])
+    if free < 1 or steps < min(free, 5):
+        return (np.inf, -np.inf), 0
+    spent = operator.products
+    found = find_extremes(
+        operator,
+        top=1,
+        bottom=1,
+        max_products=steps,
+        deflate=deflate,
+        **settings,  # type: ignore[arg-type]
+    )
+    return (float(found.ritz_values[0]), float(found.ritz_values[-1])), operator.products - spent

@@ -1,0 +1,213 @@
+"""The matrix-free spectrum: extremes first, then probes of what they leave, then the numbers made of both."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from landscape.linalg.exclusion import exclusion_bound
+from landscape.linalg.lanczos import Extremes
+from landscape.objective import Objective
+from landscape.operators import CurvatureOperator
+from landscape.spectral.density import spectral_density
+from landscape.spectral.extremes import (
+    SECOND_LOOK,
+    Pairs,
+    basis_limit,
+    bottom_of,
+    complete,
+    find_extremes,
+    orthonormal,
+    second_look,
+    top_of,
+)
+from landscape.spectral.negative import Known, negative_bracketed
+from landscape.spectral.noise import product_error
+from landscape.spectral.probing import FEWEST_PROBES, Probing, probe, trace_interval
+
+if TYPE_CHECKING:
+    from landscape.analyses.spectrum import SpectrumSettings
+
+# The probability of the exclusion statement.
+MISS_PROBABILITY = 1e-3
+# Products for the extremes when the user sets no limit.
+MOST_EXTREME_PRODUCTS = 1000
+TRACE_PROBES = 8
+
+
+def iterative_fields(
+    objective: Objective,
+    operator: CurvatureOperator,
+    settings: SpectrumSettings,
+    tell: Callable[[str, int, int], None],
+) -> tuple[dict[str, Any], list[str]]:
+    """All spectral fields of `results.Spectrum`, and sentences about limits that were hit."""
+    generator = torch.Generator().manual_seed(settings.seed)
+    noise = product_error(objective, settings.operator, settings.seed)
+    probes, steps, for_extremes, notes = _shares(settings, operator.n)
+    ends = (max(settings.top, 1), max(settings.bottom, 1))
+    max_basis = basis_limit(operator, settings.memory, sum(ends))
+    common: dict[str, Any] = {
+        "rtol": settings.rtol,
+        "tau": settings.tau,
+        "noise": noise,
+        "max_basis": max_basis,
+        "generator": generator,
+    }
+    found = find_extremes(
+        operator,
+        top=ends[0],
+        bottom=ends[1],
+        max_products=for_extremes,
+        progress=lambda products, done, wanted: tell(f"eigenpairs ({done} of {wanted})", products, for_extremes),
+        **common,
+    )
+    top, bottom = top_of(found), bottom_of(found)
+    deflated = orthonormal(*_converged(top, bottom, found))
+    probing = probe(
+        operator,
+        deflated,
+        found,
+        probes=probes,
+        steps=steps,
+        generator=generator,
+        progress=lambda done, total: tell("density" if steps else "trace", done, total),
+    )
+    budget = for_extremes - found.products
+    trace = trace_interval(operator, found, probing.samples, noise=noise, budget=budget, generator=generator)
+    known = _known(found, top, bottom, deflated is not None, operator.n)
+    top, bottom, more = _second_look(operator, found, top, bottom, probing, for_extremes, common)
+    notes += more
+    return _fields(settings, operator, found, (top, bottom), probing, known, trace, noise), notes
+
+
+def _shares(settings: SpectrumSettings, n: int) -> tuple[int, int, int, list[str]]:
+    """How a limit on products is shared: (probes, steps, products for the extremes, notes)."""
+    probes, steps = (settings.probes, min(settings.steps, n)) if settings.density else (TRACE_PROBES, 0)
+    if settings.max_products is None:
+        return probes, steps, MOST_EXTREME_PRODUCTS, []
+    limit = settings.max_products
+    notes: list[str] = []
+    cost = probes * max(steps, 1)
+    if cost > limit // 2:
+        steps = max(2, limit // 2 // probes) if steps else 0
+        if probes * max(steps, 1) > limit // 2:
+            probes = max(FEWEST_PROBES, limit // 2 // max(steps, 1))
+        cost = probes * max(steps, 1)
+        notes.append(f"--max-products {limit}: the density has {probes} probes of {max(steps, 1)} steps")
+    return probes, steps, max(2, limit - cost), notes
+
+
+def _converged(top: Pairs, bottom: Pairs, found: Extremes) -> tuple[Pairs, Pairs]:
+    """The pairs to deflate: converged ones, each once."""
+    if found.exhausted:  # the two lists may then overlap; everything is known anyway
+        top = top.pick(np.flatnonzero(top.converged))
+        lowest_top = top.value.min() if len(top.value) else np.inf
+        keep = np.flatnonzero(bottom.converged & (bottom.value < lowest_top))
+        return top, bottom.pick(keep)
+    return top.pick(np.flatnonzero(top.converged)), bottom.pick(np.flatnonzero(bottom.converged))
+
+
+def _known(found: Extremes, top: Pairs, bottom: Pairs, deflating: bool, n: int) -> Known:
+    if not deflating:
+        value, residual = np.zeros(0), np.zeros(0)
+    else:
+        picked = _converged(top, bottom, found)
+        value = np.concatenate([p.value for p in picked])
+        residual = np.concatenate([p.residual for p in picked])
+    edge = float(found.ritz_values[0])
+    if len(bottom.value):
+        edge -= float(bottom.residual[0])
+    return Known(value, residual, found.ritz_values, edge, n)
+
+
+def _second_look(
+    operator: CurvatureOperator,
+    found: Extremes,
+    top: Pairs,
+    bottom: Pairs,
+    probing: Probing,
+    budget: int,
+    common: dict[str, Any],
+) -> tuple[Pairs, Pairs, list[str]]:
+    """Copies of multiple eigenvalues, which one Krylov space cannot show; the probes have looked already."""
+    if found.exhausted:
+        return top, bottom, []
+    left = budget - found.products
+    seen = probing.seen
+    if probing.quadrature is None:
+        seen, spent = second_look(operator, top, bottom, min(SECOND_LOOK, left), **common)
+        left -= spent
+    top, bottom, copies, settled = complete(operator, top, bottom, seen, left, **common)
+    notes = []
+    if copies:
+        notes.append(f"{copies} further copies of multiple eigenvalues were found from fresh random starts")
+    if not settled:
+        notes.append("copies of multiple eigenvalues may be missing: raise --max-products")
+    return top, bottom, notes
+
+
+def _fields(
+    settings: SpectrumSettings,
+    operator: CurvatureOperator,
+    found: Extremes,
+    pairs: tuple[Pairs, Pairs],
+    probing: Probing,
+    known: Known,
+    trace: tuple[float, float, float],
+    noise: float,
+) -> dict[str, Any]:
+    top, bottom = (
+        p.pick(np.arange(min(k, len(p.value)))) for p, k in zip(pairs, (settings.top, settings.bottom), strict=True)
+    )
+    scale = float(np.max(np.abs(found.ritz_values)))
+    below = exclusion_bound(
+        found.unrestarted_steps, operator.n, found.unrestarted_min, found.unrestarted_max, MISS_PROBABILITY
+    )
+    fields: dict[str, Any] = {
+        "exact": False,
+        "product_error": noise,
+        "top_value": top.value,
+        "top_residual": top.residual,
+        "top_converged": top.converged,
+        "bottom_value": bottom.value,
+        "bottom_residual": bottom.residual,
+        "bottom_converged": bottom.converged,
+        "trace": trace[0],
+        "trace_low": trace[1],
+        "trace_high": trace[2],
+        "excluded_below": below - noise,
+        "excluded_probability": MISS_PROBABILITY,
+        **vars(negative_bracketed(known, probing, scale, noise, settings.tau)),
+    }
+    if probing.quadrature is not None:
+        fields.update(_density_fields(operator.n, probing, known, top, bottom))
+    if settings.vectors:
+        fields.update(_vectors(operator, top, bottom))
+    return fields
+
+
+def _density_fields(n: int, probing: Probing, known: Known, top: Pairs, bottom: Pairs) -> dict[str, Any]:
+    rule = probing.quadrature
+    assert rule is not None
+    weights = rule.weights * (probing.free / n)
+    return {
+        **vars(spectral_density(rule.nodes, weights, known.value, n)),
+        "node": rule.nodes,
+        "weight": weights,
+        "deflated": np.isin(top.value, known.value),
+        "deflated_bottom": np.isin(bottom.value, known.value),
+    }
+
+
+def _vectors(operator: CurvatureOperator, top: Pairs, bottom: Pairs) -> dict[str, Any]:
+    layout = operator.layout
+    return {
+        "top_vector": top.vector.T.cpu().numpy(),
+        "bottom_vector": bottom.vector.T.cpu().numpy(),
+        "tensor": np.array(layout.names),
+        "tensor_size": np.array(layout.sizes, dtype=np.int64),
+    }

@@ -1,0 +1,184 @@
+"""`landscape plot`: which files it finds, where it writes, what it refuses, and how it says so."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from landscape.cli.app import main
+from landscape.cli.plot import find_results
+from landscape.results import Result, field_of
+from landscape.store import write_result
+from samples import sample_provenance, sample_spectrum
+
+
+@dataclasses.dataclass(frozen=True)
+class Other(Result):
+    """A result of another command."""
+
+    group = "slice"
+
+    loss: float = field_of("loss")
+
+
+@pytest.fixture
+def sweep(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Two widths with two seeds in `out`, with that folder's parent as the working directory."""
+    monkeypatch.chdir(tmp_path)
+    for width in (8, 64):
+        for seed in (0, 1):
+            place = sample_provenance(coordinates={"width": width, "seed": seed}, checkpoint=f"{width}/{seed}.pt")
+            folder = tmp_path / "out" / f"width={width}" / f"seed={seed}"
+            write_result(folder / "final.spectrum.h5", sample_spectrum(loss=0.1 * width + seed), place)
+    return tmp_path / "out"
+
+
+def one(sweep: Path) -> Path:
+    return sweep / "width=8" / "seed=0" / "final.spectrum.h5"
+
+
+Run = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
+    """`landscape plot ARGUMENTS` in this process: exit code, stdout, stderr."""
+
+    def call(*arguments: object) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["landscape", "plot", *map(str, arguments)])
+        with pytest.raises(SystemExit) as end:
+            sys.exit(main())  # type: ignore[func-returns-value]
+        said = capsys.readouterr()
+        return int(end.value.code or 0), said.out, said.err
+
+    return call
+
+
+def test_one_result_goes_beside_it(sweep: Path, run: Run) -> None:
+    code, out, err = run(one(sweep))
+    target = one(sweep).with_suffix(".png")
+    assert (code, out, err) == (0, f"{target}\n", "")
+    assert target.read_bytes().startswith(b"\x89PNG")
+    assert not [p for p in target.parent.iterdir() if p.name.startswith(".")]
+
+
+@pytest.mark.parametrize(
+    "arguments", [["out"], ["out/**/*.spectrum.h5"], ["out/width=*"], ["out/width=8", "out/*64/*"], ["out", "out/*"]]
+)
+def test_folders_and_globs(sweep: Path, arguments: list[str]) -> None:
+    found = [path.resolve() for path in find_results(arguments)]
+    assert sorted(found) == sorted(sweep.rglob("*.h5"))
+
+
+def test_several_results_have_a_default_place(sweep: Path, run: Run) -> None:
+    assert run("out")[:2] == (0, f"{Path('landscape-results') / 'spectra.png'}\n")
+    assert Path("landscape-results/spectra.png").is_file()
+
+
+def test_a_file_named_twice_counts_once(sweep: Path) -> None:
+    path = one(sweep)
+    assert find_results([str(path), os.path.relpath(path), "out/width=8/**/seed=0/*.h5"]) == [path]
+
+
+@pytest.mark.parametrize("suffix", ["png", "pdf"])
+def test_repetition_replaces_our_own_figure_by_the_same_bytes(sweep: Path, run: Run, suffix: str) -> None:
+    target = Path(f"new/folder/figure.{suffix}")
+    assert run(one(sweep), "-o", target)[0] == 0
+    first = target.read_bytes()
+    assert run(one(sweep), "-o", target)[0] == 0
+    assert target.read_bytes() == first
+    assert run(one(sweep), "-o", "new/folder")[1] == "new/folder/final.spectrum.png\n"
+
+
+def test_a_foreign_file_is_left_alone_unless_forced(sweep: Path, run: Run) -> None:
+    target = Path("holiday.png")
+    target.write_bytes(b"\x89PNG not ours")
+    code, out, err = run(one(sweep), "-o", target)
+    assert (code, out) == (5, "")
+    assert "not a figure that landscape wrote" in err
+    assert "--force" in err
+    assert target.read_bytes() == b"\x89PNG not ours"
+    assert run(one(sweep), "-o", target, "--force")[0] == 0
+    assert target.stat().st_size > 1000
+
+
+@pytest.mark.parametrize("name", ["figure.jpg", "figure", "figure.h5"])
+def test_unknown_formats_are_refused(sweep: Path, run: Run, name: str) -> None:
+    code, _, err = run("out", "-o", name)
+    assert code == 2
+    assert ".png, .svg, .pdf" in err
+    assert not Path(name).exists()
+
+
+def test_by_chooses_the_coordinate(sweep: Path, run: Run) -> None:
+    assert run("out", "--by", "seed", "-o", "a.svg")[0] == 0
+    assert "against seed" in Path("a.svg").read_text()  # glyphs are paths, their text is in comments
+    for names in (["out"], [one(sweep)]):
+        code, _, err = run(*names, "--by", "depth")
+        assert code == 2
+        assert "no coordinate 'depth'" in err
+        assert "width" in err
+
+
+def test_wrong_inputs_are_explained(sweep: Path, run: Run) -> None:
+    write_result("other.slice.h5", Other(loss=1.0), sample_provenance())
+    write_result("ggn.spectrum.h5", sample_spectrum(operator="ggn"), sample_provenance())
+    Path("empty").mkdir()
+    Path("final.pt").write_bytes(b"PK")
+    Path("text.h5").write_text("no HDF5 in here")
+    for arguments, code, words in [
+        (["other.slice.h5"], 2, "no result called spectrum"),
+        (["missing.h5"], 5, "cannot read missing.h5"),
+        (["nothing*.h5"], 2, "No file matches"),
+        (["empty"], 2, "holds no spectra"),
+        (["final.pt"], 2, "landscape spectrum final.pt"),
+        (["text.h5"], 5, "not a landscape result"),
+        (["out", "ggn.spectrum.h5"], 2, "different operators (ggn, hessian)"),
+    ]:
+        found, out, err = run(*arguments)
+        assert (found, out) == (code, ""), arguments
+        assert words in err
+        assert err.startswith("error: ")
+        assert "hint: " in err
+        assert "Traceback" not in err
+    assert not Path("landscape-results").exists()
+
+
+def test_an_unwritable_place_is_an_error_of_the_disk(sweep: Path, run: Run) -> None:
+    Path("file").write_text("")
+    code, _, err = run(one(sweep), "-o", "file/figure.png")
+    assert code == 5
+    assert err.startswith("error: cannot write file/figure.png")
+
+
+def test_what_readers_must_know_is_a_warning(sweep: Path, run: Run) -> None:
+    names = ("grid", "density", "density_low", "density_high", "kernel_width", "node", "weight", "eigenvalues")
+    bare = sample_spectrum(exact=False, samples=5, **dict.fromkeys(names))
+    write_result("bare.spectrum.h5", bare, sample_provenance(coordinates={"width": 16}, status="interrupted"))
+    code, out, err = run("bare.spectrum.h5")
+    assert (code, out) == (0, "bare.spectrum.png\n")
+    assert "warning: 1 of 1 results hold no density" in err
+    code, _, err = run("out", "bare.spectrum.h5")
+    assert code == 0
+    assert "warning: 1 of 5 results are of unfinished runs" in err
+    assert "numbers of samples" in err
+
+
+def test_a_sweep_with_a_diverged_member_is_drawn(sweep: Path, run: Run) -> None:
+    nan = np.full(3, np.nan)
+    bad = sample_spectrum(top_value=nan, bottom_value=nan, eigenvalues=None, density=np.full(200, np.nan), loss=np.nan)
+    write_result("out/bad.spectrum.h5", bad, sample_provenance(coordinates={"width": 128, "seed": 0}))
+    assert run("out")[0] == 0
+
+
+def test_the_command_line_loads_nothing_heavy() -> None:
+    code = "import sys, landscape.cli.plot; print({'torch', 'matplotlib', 'numpy', 'h5py'} & set(sys.modules))"
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert found.stdout == "set()\n"

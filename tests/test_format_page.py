@@ -1,0 +1,78 @@
+"""docs/format.md and the code say the same, both ways."""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+from pathlib import Path
+from types import ModuleType
+
+import h5py
+import numpy as np
+import pytest
+
+from landscape.results import AXES, Spectrum
+from landscape.store import FORMAT, write_result
+from samples import sample_provenance, sample_spectrum
+
+ROOT = Path(__file__).parent.parent
+PAGE = (ROOT / "docs" / "format.md").read_text(encoding="utf-8")
+
+
+@pytest.fixture(scope="module")
+def tool() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("format_page", ROOT / "tools" / "format_page.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def rows(heading: str) -> dict[str, list[str]]:
+    """First cell without its backquotes -> the other cells, of all tables below a heading of the page."""
+    section = re.split(r"^## ", PAGE, flags=re.MULTILINE)
+    text = next(part for part in section if part.startswith(heading))
+    cells = [re.split(r" (?<!\\)\| ", line[2:-2]) for line in text.splitlines() if line.startswith("| `")]
+    return {first.strip("`"): [c.replace("\\|", "|") for c in rest] for first, *rest in cells}
+
+
+def full_spectrum() -> Spectrum:
+    """A spectrum with every optional field present."""
+    absent = [n for n in Spectrum.declared() if getattr(sample_spectrum(), n) is None]
+    values = {n: np.zeros((3, 40)) if n.endswith("_vector") else 1.0 for n in absent}
+    return sample_spectrum(**values)
+
+
+def test_generated_tables_are_fresh(tool: ModuleType) -> None:
+    assert tool.render(PAGE) == PAGE, "run `python tools/format_page.py`"
+
+
+def test_every_part_is_on_the_page(tool: ModuleType) -> None:
+    with pytest.raises(KeyError, match="provenance"):
+        tool.render(PAGE.replace("begin: provenance", "begin: axes"))
+
+
+def test_a_real_file_holds_what_the_page_says_and_nothing_else(tmp_path: Path) -> None:
+    path = tmp_path / "a.h5"
+    result = full_spectrum()
+    write_result(path, result, sample_provenance())
+    with h5py.File(path, "r") as file:
+        assert set(file.attrs) == set(rows("Root"))
+        assert list(file) == re.findall(r"^## Group `(\w+)`", PAGE, re.MULTILINE)
+        group = file["spectrum"]
+        datasets = {n: d for n, d in group.items() if d.attrs.get("role") != "axis"}
+        described = rows("Group `spectrum`")
+        own = {n for n, cells in described.items() if len(cells) == 1}
+        assert set(group.attrs) == set(rows("Attributes of every group")) | own
+        assert set(datasets) == set(described) - own
+        for name, dataset in datasets.items():
+            axes, units, _, text = described[name]
+            assert (dataset.attrs["units"], dataset.attrs["long_name"]) == (units, text)
+            scales = [d[0].name.rsplit("/")[-1] for d in dataset.dims if len(d)] or [name] * dataset.ndim
+            assert ", ".join(f"`{s}`" for s in scales) == axes
+        assert set(group) - set(datasets) <= set(rows("Axes")) == set(AXES)
+
+
+def test_the_page_is_of_this_version() -> None:
+    assert PAGE.startswith(f"# The result file, format version {FORMAT}\n")
