@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 
 class LandscapeError(Exception):
     """Base of all errors that are not bugs.
@@ -38,9 +40,10 @@ class ProblemError(LandscapeError):
 
 
 class NumericalError(LandscapeError):
-    """NaN or Inf where a number was needed."""
+    """NaN or Inf where a number was needed; `partial` is the result as far as it got, if any."""
 
     exit_code = 4
+    partial: Any = None
 
 
 class StorageError(LandscapeError):

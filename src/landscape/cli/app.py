@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 
 import typer
@@ -9,6 +10,7 @@ import typer
 from landscape.cli import doctor, info, plot, spectrum, train
 from landscape.cli.terminal import print_error
 from landscape.errors import LandscapeError
+from landscape.interrupts import Interrupted, interruptible
 
 app = typer.Typer(
     name="landscape",
@@ -29,9 +31,13 @@ app.command("doctor")(doctor.doctor)
 def main() -> None:
     """Entry point of the `landscape` command; exit codes are those of `docs/cli.md`."""
     try:
-        app()
+        with interruptible():
+            app()
+    except Interrupted as interrupted:
+        sys.exit(interrupted.exit_code)
     except LandscapeError as error:
         print_error(error)
         sys.exit(error.exit_code)
-    except KeyboardInterrupt:
-        sys.exit(130)
+    except BrokenPipeError:  # `landscape ... | head`: the reader has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(0)

@@ -13,8 +13,8 @@ from landscape.cli.terminal import flush, print_error, print_note, print_warning
 from landscape.errors import BatchError, LandscapeError, NumericalError, UsageError
 
 if TYPE_CHECKING:
-    from landscape.analyses.spectrum import SpectrumSettings
     from landscape.results import Provenance, Spectrum
+    from landscape.spectral.settings import SpectrumSettings
 
 
 @dataclass(frozen=True)
@@ -84,10 +84,10 @@ def spectrum(
     Values are printed with their uncertainty: 3.3617(2) means 3.3617 +- 0.0002. Results go to one HDF5 file per
     checkpoint below --out; the same command again does only what is missing.
     """
-    from landscape.analyses.spectrum import SpectrumSettings, names_of
     from landscape.cli.targets import check_out, expand, result_paths
     from landscape.interrupts import Interrupted, interruptible
     from landscape.memory import parse_bytes
+    from landscape.spectral.settings import SpectrumSettings, names_of
 
     settings = SpectrumSettings(
         operator=operator,
@@ -195,9 +195,8 @@ def compute_or_reuse(request: _Request, path: Path, place: Path) -> tuple[Spectr
             with stage_progress(path.name, request.quiet) as report:
                 result = run_spectrum(problem, request.settings, report)
         except NumericalError as error:
-            partial = getattr(error, "partial", None)
-            if partial is not None:
-                write_result(place, partial, provenance(partial, "failed"), force=request.force)
+            if error.partial is not None:
+                write_result(place, error.partial, provenance(error.partial, "failed"), force=request.force)
                 error.message += f" (what is known was written to {place})"
             raise
         made = provenance(result, "complete")
@@ -219,7 +218,7 @@ def _is_done(place: Path, ours: str) -> bool:
     from landscape.store import stored_identity
 
     stored = stored_identity(place, "spectrum")
-    if stored is None:
+    if stored is None or stored[1] == "failed":
         return False
     if stored[0] != ours:
         raise StorageError(
@@ -307,7 +306,7 @@ def _in_workers(
 
 def _arguments(request: _Request, path: Path, place: Path) -> list[str]:
     """The command line of one worker: the options that differ from their defaults."""
-    from landscape.analyses.spectrum import SpectrumSettings
+    from landscape.spectral.settings import SpectrumSettings
 
     arguments = ["spectrum", str(path), "--result-path", str(place), "--json", "--quiet"]
     default = SpectrumSettings().as_dict()

@@ -162,18 +162,17 @@ def print_one(shown: Shown) -> None:
     """All there is to say about one checkpoint."""
     r, p = shown.result, shown.provenance
     how = "exact (dense float64)" if r.exact else f"{p.products} products, {r.strategy}, {p.dtype}"
-    stdout.print(f"{p.checkpoint}")
-    stdout.print(
-        f"  {r.operator}, {r.parameters:,} parameters, {r.samples:,} samples, {how}, {p.seconds:.1f} s on {p.device}"
-    )
+    stdout.print(p.checkpoint, soft_wrap=True)
+    stdout.print(f"  {r.operator}, {r.parameters:,} parameters, {r.samples:,} samples")
+    stdout.print(f"  {how}, {p.seconds:.1f} s on {p.device}")
     stdout.print(f"  loss {r.loss:.6g}   |gradient| {r.gradient_norm:.3g}")
     stdout.print(_pair_table(r))
     half = (r.trace_high - r.trace_low) / 2
     stdout.print(f"  trace      {concise(r.trace, half)}   [{r.trace_low:.5g}, {r.trace_high:.5g}]")
     for i, tau in enumerate(r.tau):
         stdout.print(
-            f"  below -{r.tau_absolute[i]:.2g} (tau {tau:g}): {_count(r, i)} of {r.parameters:,} eigenvalues, "
-            f"mass {_mass(r, i)}"
+            f"  below -{r.tau_absolute[i]:.2g} (tau {tau:g}): {_count(r, i)} eigenvalues, mass {_mass(r, i)}",
+            soft_wrap=True,
         )
     if not r.exact:
         stdout.print(f"  {_excluded(r)}")
@@ -188,7 +187,7 @@ def print_one(shown: Shown) -> None:
 def _excluded(r: Spectrum) -> str:
     if math.isnan(r.excluded_below):
         return "nothing excluded: too few Lanczos steps for this many parameters"
-    return f"excluded: an eigenvalue below {r.excluded_below:.3g} was missed with probability <= {r.excluded_probability:g}"
+    return f"excluded: one below {r.excluded_below:.3g} was missed with probability <= {r.excluded_probability:g}"
 
 
 def _print_histogram(r: Spectrum) -> None:
@@ -244,8 +243,8 @@ def _sampling_text(r: Spectrum) -> str:
 
 def print_many(shown: list[Shown]) -> None:
     """One row per checkpoint."""
-    table = Table(box=SIMPLE_HEAD, pad_edge=False, padding=(0, 1))
-    table.add_column("checkpoint", overflow="fold", min_width=14)
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    table.add_column("checkpoint", overflow="fold", min_width=10)
     for title in ("P", "loss", "largest", "smallest", "trace", "negative"):
         table.add_column(title, justify="right", no_wrap=True)
     for one, name in zip(shown, _short_names([s.provenance.checkpoint for s in shown]), strict=True):
@@ -262,10 +261,8 @@ def print_many(shown: list[Shown]) -> None:
         )
     stdout.print(table)
     tau = shown[0].result.tau[0]
-    stdout.print(
-        f"In parentheses: residual, or half of the 95 % interval, in the last digits. negative: eigenvalues below\n"
-        f"-tau, tau = {tau:g} of the largest magnitude; two numbers are a bracket."
-    )
+    stdout.print("(n): residual, or half of the 95 % interval, in the last digit; none: exact.")
+    stdout.print(f"negative: eigenvalues below -{tau:g} max |eigenvalue|; a..b is a bracket.")
     stdout.print(f"{len(shown)} result files, the first is {shown[0].path}", soft_wrap=True)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import glob
 import os
+import re
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -25,7 +26,7 @@ def expand(patterns: Sequence[str]) -> list[Path]:
     for pattern in patterns:
         path = Path(pattern)
         if path.is_dir() and not (path / "config.json").exists():
-            hits = sorted(p for p in path.rglob("*") if p.suffix in SUFFIXES and p.is_file())
+            hits = sorted((p for p in path.rglob("*") if p.suffix in SUFFIXES and p.is_file()), key=natural)
             if not hits:
                 raise CheckpointError(
                     f"the folder {pattern} holds no checkpoint ({', '.join(SUFFIXES)})", "name the files themselves"
@@ -33,7 +34,7 @@ def expand(patterns: Sequence[str]) -> list[Path]:
         elif path.exists():
             hits = [path]
         elif glob.has_magic(pattern):
-            hits = sorted(Path(p) for p in glob.glob(pattern, recursive=True))
+            hits = sorted((Path(p) for p in glob.glob(pattern, recursive=True)), key=natural)
             hits = [p for p in hits if p.is_file()]
             if not hits:
                 raise CheckpointError(
@@ -43,6 +44,13 @@ def expand(patterns: Sequence[str]) -> list[Path]:
             raise CheckpointError(f"{pattern} does not exist", "check the path; `ls` the folder")
         found += [p for p in hits if p not in found]
     return found
+
+
+def natural(path: Path) -> list[tuple[int, int, str]]:
+    """Sort key that puts width=8 before width=16."""
+    return [
+        (0, int(piece), "") if piece.isdigit() else (1, 0, piece) for piece in re.split(r"(\d+)", str(path)) if piece
+    ]
 
 
 def result_paths(checkpoints: Sequence[Path], out: Path, command: str) -> list[Path]:

@@ -121,6 +121,12 @@ def gauss(tri: Tridiagonals) -> Quadrature:
     return Quadrature(nodes, weights, tri)
 
 
+def shortened(tri: Tridiagonals, part: float = 0.8) -> Tridiagonals:
+    """The same recurrences after `part` of their steps: what a shorter run would have given."""
+    steps = max(1, int(part * tri.alpha.shape[1]))
+    return Tridiagonals(tri.alpha[:, :steps], tri.beta[:, :steps], np.minimum(tri.length, steps))
+
+
 def distribution_bracket(tri: Tridiagonals, x: float) -> tuple[np.ndarray, np.ndarray]:
     """Bounds low, high [b] on μ((−∞, x)) of each probe: the sharpest that its moments allow.
 

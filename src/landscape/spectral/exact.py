@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+import math
+from typing import Any
+
+import numpy as np
 import torch
+from torch import Tensor
 
 from landscape.errors import NumericalError, UsageError
 from landscape.linalg.dense import DenseSpectrum, dense_spectrum, materialise
 from landscape.memory import usable_bytes
 from landscape.objective import Objective
 from landscape.operators import CurvatureOperator
+from landscape.spectral.density import spectral_density
+from landscape.spectral.negative import negative_exact
+from landscape.spectral.settings import Progress, SpectrumSettings
 
 # Dense is worth waiting this long for (seconds), whatever the iterative way would cost: its numbers are exact.
 PATIENCE = 10.0
@@ -75,3 +83,53 @@ def solve_dense(operator: CurvatureOperator, vectors: tuple[int, int]) -> DenseS
             "the Hessian has NaN or Inf entries", "`landscape doctor` looks for the layer that makes them"
         ) from error
     return dense_spectrum(matrix, asymmetry, top=vectors[0], bottom=vectors[1])
+
+
+def dense_fields(operator: CurvatureOperator, settings: SpectrumSettings, tell: Progress) -> dict[str, Any]:
+    """All spectral fields of `results.Spectrum` from the dense solution."""
+    n = operator.n
+    top, bottom = min(settings.top, n), min(settings.bottom, n)
+    solved = solve_dense(operator, (top, bottom) if settings.vectors else (0, 0))
+    values, bound = solved.values, solved.bound
+    scale = float(np.max(np.abs(values)))
+    allowed = np.maximum(settings.rtol * np.abs(values), settings.tau * scale)
+    trace, slack = float(values.sum()), math.sqrt(n) * bound
+    found: dict[str, Any] = {
+        "exact": True,
+        "product_error": bound,
+        "top_value": values[::-1][:top],
+        "top_residual": np.full(top, bound),
+        "top_converged": (bound <= allowed)[::-1][:top],
+        "bottom_value": values[:bottom],
+        "bottom_residual": np.full(bottom, bound),
+        "bottom_converged": (bound <= allowed)[:bottom],
+        "trace": trace,
+        "trace_low": trace - slack,
+        "trace_high": trace + slack,
+        "excluded_below": float(values[0] - bound),
+        "excluded_probability": 0.0,
+        "eigenvalues": values,
+        **vars(negative_exact(values, bound, settings.tau)),
+    }
+    if settings.density:
+        nothing = np.zeros((0, 0))
+        found.update(vars(spectral_density(nothing, nothing, values, n)))
+    if settings.vectors:
+        found.update(vector_fields(operator, solved.top_vector, solved.bottom_vector))
+    tell("dense matrix", n, n)
+    return found
+
+
+def vector_fields(operator: CurvatureOperator, top: Tensor | None, bottom: Tensor | None) -> dict[str, Any]:
+    """Eigenvectors as rows, and the names and sizes of the tensors they are made of."""
+    layout = operator.layout
+
+    def rows(vectors: Tensor | None) -> np.ndarray:
+        return np.zeros((0, operator.n)) if vectors is None else vectors.T.cpu().numpy()
+
+    return {
+        "top_vector": rows(top),
+        "bottom_vector": rows(bottom),
+        "tensor": np.array(layout.names),
+        "tensor_size": np.array(layout.sizes, dtype=np.int64),
+    }

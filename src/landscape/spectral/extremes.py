@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -32,6 +33,16 @@ class Pairs:
         """The pairs at `index`, in that order."""
         columns = torch.as_tensor(index, device=self.vector.device)
         return Pairs(self.value[index], self.residual[index], self.converged[index], self.vector[:, columns])
+
+    def loosened(self, coupling: float, settings: Mapping[str, Any]) -> Pairs:
+        """Pairs found in the complement of others, as pairs of the whole operator.
+
+        Deflating by approximate eigenvectors V hides VᵀHv = (HV − VΘ)ᵀv, at most the norm of V's residuals.
+        """
+        residual = self.residual + coupling
+        scale = float(np.max(np.abs(self.value), initial=0.0))
+        allowed = np.maximum(settings["rtol"] * np.abs(self.value), settings["tau"] * scale)
+        return Pairs(self.value, residual, self.converged & (residual <= allowed), self.vector)
 
     def joined(self, other: Pairs, sign: float, keep: int) -> Pairs:
         """Both sets, sorted by sign·value ascending, the first `keep` of them."""
@@ -123,7 +134,7 @@ def complete(
     bottom: Pairs,
     seen: tuple[float, float],
     budget: int,
-    **settings: float | int | torch.Generator,
+    **settings: Any,
 ) -> tuple[Pairs, Pairs, int, bool]:
     """Add the copies that were missed, until a random start in the complement sees nothing that belongs.
 
@@ -154,12 +165,15 @@ def complete(
             bottom=wanted_bottom if below else 0,
             max_products=budget,
             deflate=deflate,
-            **settings,  # type: ignore[arg-type]
+            **settings,
         )
         budget -= operator.products - spent
         values = (top.value, bottom.value)
-        top = top.joined(top_of(found), -1.0, len(top.value)) if above else top
-        bottom = bottom.joined(bottom_of(found), 1.0, len(bottom.value)) if below else bottom
+        coupling = float(np.linalg.norm(np.concatenate([top.residual, bottom.residual])))
+        top = top.joined(top_of(found).loosened(coupling, settings), -1.0, len(top.value)) if above else top
+        bottom = (
+            bottom.joined(bottom_of(found).loosened(coupling, settings), 1.0, len(bottom.value)) if below else bottom
+        )
         fresh = int(np.sum(~np.isin(top.value, values[0])) + np.sum(~np.isin(bottom.value, values[1])))
         if fresh == 0:
             return top, bottom, copies, True
@@ -169,7 +183,7 @@ def complete(
 
 
 def second_look(
-    operator: CurvatureOperator, top: Pairs, bottom: Pairs, steps: int, **settings: float | int | torch.Generator
+    operator: CurvatureOperator, top: Pairs, bottom: Pairs, steps: int, **settings: Any
 ) -> tuple[tuple[float, float], int]:
     """Extreme Ritz values (min, max) of a few steps from a random start in the complement, and products spent."""
     deflate = orthonormal(top, bottom)
@@ -183,6 +197,6 @@ def second_look(
         bottom=1,
         max_products=steps,
         deflate=deflate,
-        **settings,  # type: ignore[arg-type]
+        **settings,
     )
     return (float(found.ritz_values[0]), float(found.ritz_values[-1])), operator.products - spent

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
 
 from landscape.linalg.exclusion import exclusion_bound
 from landscape.linalg.lanczos import Extremes
+from landscape.linalg.quadrature import gauss, shortened
 from landscape.objective import Objective
 from landscape.operators import CurvatureOperator
 from landscape.spectral.density import spectral_density
+from landscape.spectral.exact import vector_fields
 from landscape.spectral.extremes import (
     SECOND_LOOK,
     Pairs,
@@ -27,9 +28,7 @@ from landscape.spectral.extremes import (
 from landscape.spectral.negative import Known, negative_bracketed
 from landscape.spectral.noise import product_error
 from landscape.spectral.probing import FEWEST_PROBES, Probing, probe, trace_interval
-
-if TYPE_CHECKING:
-    from landscape.analyses.spectrum import SpectrumSettings
+from landscape.spectral.settings import Progress, SpectrumSettings
 
 # The probability of the exclusion statement.
 MISS_PROBABILITY = 1e-3
@@ -42,7 +41,7 @@ def iterative_fields(
     objective: Objective,
     operator: CurvatureOperator,
     settings: SpectrumSettings,
-    tell: Callable[[str, int, int], None],
+    tell: Progress,
 ) -> tuple[dict[str, Any], list[str]]:
     """All spectral fields of `results.Spectrum`, and sentences about limits that were hit."""
     generator = torch.Generator().manual_seed(settings.seed)
@@ -186,28 +185,21 @@ def _fields(
     if probing.quadrature is not None:
         fields.update(_density_fields(operator.n, probing, known, top, bottom))
     if settings.vectors:
-        fields.update(_vectors(operator, top, bottom))
+        fields.update(vector_fields(operator, top.vector, bottom.vector))
     return fields
 
 
 def _density_fields(n: int, probing: Probing, known: Known, top: Pairs, bottom: Pairs) -> dict[str, Any]:
     rule = probing.quadrature
     assert rule is not None
-    weights = rule.weights * (probing.free / n)
+    share = probing.free / n
+    weights = rule.weights * share
+    before = gauss(shortened(rule.tridiagonals))
+    coarse = (before.nodes, before.weights * share)
     return {
-        **vars(spectral_density(rule.nodes, weights, known.value, n)),
+        **vars(spectral_density(rule.nodes, weights, known.value, n, coarse)),
         "node": rule.nodes,
         "weight": weights,
         "deflated": np.isin(top.value, known.value),
         "deflated_bottom": np.isin(bottom.value, known.value),
-    }
-
-
-def _vectors(operator: CurvatureOperator, top: Pairs, bottom: Pairs) -> dict[str, Any]:
-    layout = operator.layout
-    return {
-        "top_vector": top.vector.T.cpu().numpy(),
-        "bottom_vector": bottom.vector.T.cpu().numpy(),
-        "tensor": np.array(layout.names),
-        "tensor_size": np.array(layout.sizes, dtype=np.int64),
     }

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,6 +19,7 @@ from landscape.objective import Objective
 from landscape.operators import CurvatureOperator
 from landscape.problem import Batch
 from landscape.spectral.extremes import basis_limit, find_extremes
+from landscape.spectral.settings import Progress, SpectrumSettings
 
 GROUPS = 5
 PRODUCTS = 60
@@ -152,3 +154,51 @@ def _needed(spread: float, bias: float, target: float, population: float) -> int
         return int(population)
     root = (spread + math.sqrt(spread**2 + 4 * bias * target)) / (2 * target)
     return int(min(population, max(1, math.ceil(root**2))))
+
+
+def sampling_fields(
+    objective: Objective,
+    settings: SpectrumSettings,
+    found: dict[str, Any],
+    population: int,
+    tell: Progress,
+) -> tuple[dict[str, Any], int]:
+    """Sampling error of the subset, merged into the intervals, and products spent."""
+    floors = found["tau_absolute"]
+    parts = measure_parts(
+        objective,
+        settings.operator,
+        floors,
+        rtol=settings.rtol,
+        seed=settings.seed,
+        memory=settings.memory,
+        progress=lambda done, total: tell("sampling error", done, total),
+    )
+    samples = float(settings.samples or 0)
+    top = extrapolate(
+        float(found["top_value"][0]) if len(found["top_value"]) else math.nan, parts.top, samples, population
+    )
+    bottom = extrapolate(
+        float(found["bottom_value"][0]) if len(found["bottom_value"]) else math.nan, parts.bottom, samples, population
+    )
+    trace = extrapolate(float(np.mean(parts.trace)), parts.trace, samples, population)
+    half = (trace.high - trace.low) / 2
+    fields_found: dict[str, Any] = {
+        "data_samples": population,
+        "sampling_top_low": top.low,
+        "sampling_top_high": top.high,
+        "sampling_top_needed": top.needed,
+        "sampling_bottom_low": bottom.low,
+        "sampling_bottom_high": bottom.high,
+        "sampling_bottom_needed": bottom.needed,
+        "sampling_trace_low": found["trace_low"] - half,
+        "sampling_trace_high": found["trace_high"] + half,
+        "sampling_trace_needed": trace.needed,
+        "trace_low": found["trace_low"] - half,
+        "trace_high": found["trace_high"] + half,
+    }
+    widths = [extrapolate(float(np.mean(column)), column, samples, population) for column in parts.mass.T]
+    halves = np.array([(w.high - w.low) / 2 for w in widths])
+    fields_found["negative_mass_low"] = np.maximum(found["negative_mass_low"] - halves, 0.0)
+    fields_found["negative_mass_high"] = np.minimum(found["negative_mass_high"] + halves, 1.0)
+    return fields_found, round(parts.products)

@@ -1,0 +1,47 @@
+"""What is left to report where the loss or a product is not finite."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+from landscape.objective import Objective
+from landscape.results import Spectrum, Spent
+from landscape.spectral.negative import floors
+from landscape.spectral.settings import SpectrumSettings
+
+
+def failed_spectrum(objective: Objective, settings: SpectrumSettings, seconds: float) -> Spectrum:
+    """What can be said where the loss or a product is not finite: sizes, the rest NaN or empty."""
+    nothing, floors_ = np.zeros(0), floors(settings.tau)
+    missing = np.full(len(floors_), math.nan)
+    return Spectrum(
+        operator=settings.operator,
+        strategy="none",
+        exact=False,
+        parameters=objective.layout.total,
+        samples=round(objective.count),
+        loss=math.nan,
+        gradient_norm=math.nan,
+        product_error=math.nan,
+        trace=math.nan,
+        trace_low=math.nan,
+        trace_high=math.nan,
+        top_value=nothing,
+        top_residual=nothing,
+        bottom_value=nothing,
+        bottom_residual=nothing,
+        top_converged=nothing.astype(bool),
+        bottom_converged=nothing.astype(bool),
+        tau=floors_,
+        tau_absolute=missing,
+        negative_mass=missing,
+        negative_mass_low=missing,
+        negative_mass_high=missing,
+        negative_count_low=np.zeros(len(floors_)),
+        negative_count_high=np.full(len(floors_), float(objective.layout.total)),
+        excluded_below=math.nan,
+        excluded_probability=1.0,
+        spent=Spent(0, seconds, str(objective.dtype).removeprefix("torch."), str(objective.device), {}),
+    )

@@ -1,0 +1,89 @@
+"""All options of the spectrum analysis: names, defaults and limits, stated once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from landscape.errors import UsageError
+from landscape.operators import OPERATORS
+
+# Called as (stage, done, total).
+Progress = Callable[[str, int, int], None]
+
+
+@dataclass(frozen=True)
+class SpectrumSettings:
+    """All options of `spectrum`; the command line and the library share these names and defaults.
+
+    Attributes:
+        operator: "hessian", "ggn" (Gauss–Newton) or "residual" (hessian − ggn).
+        top, bottom: eigenpairs wanted at each end.
+        rtol: a pair is converged when its residual is at most max(rtol |λ|, τ).
+        tau: floor, relative to max |λ|, below which an eigenvalue counts as zero.
+        density: whether to estimate the spectral density and the negative part's upper bounds.
+        probes, steps: of the stochastic Lanczos quadrature.
+        max_products: limit for everything but the dense solution, the layers and the sampling error.
+        exact: True forces the dense float64 solution, False forbids it, None decides by measured cost.
+        params: glob patterns of parameters to restrict the operator to.
+        by_layer: also λ_max, λ_min and trace of every layer's diagonal block.
+        vectors: keep the eigenvectors.
+        samples: size of a random subset of the data; None: all.
+        seed: of every random choice.
+        device: "auto", "cpu" or "cuda". precision: "auto", "float32", "float64" or "tf32".
+        batch_size: samples a chunk; None: by timing. strategy: see `CurvatureOperator`.
+        memory: limit in bytes for the whole process.
+    """
+
+    operator: str = "hessian"
+    top: int = 10
+    bottom: int = 10
+    rtol: float = 1e-3
+    tau: float = 1e-6
+    density: bool = True
+    probes: int = 8
+    steps: int = 80
+    max_products: int | None = None
+    exact: bool | None = None
+    params: tuple[str, ...] = ()
+    by_layer: bool = False
+    vectors: bool = False
+    samples: int | None = None
+    seed: int = 0
+    device: str = "auto"
+    precision: str = "auto"
+    batch_size: int | None = None
+    strategy: str = "auto"
+    memory: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.operator not in OPERATORS:
+            raise UsageError(f"there is no operator {self.operator!r}", f"choose one of {', '.join(OPERATORS)}")
+        for name, least in (("top", 0), ("bottom", 0), ("probes", 3), ("steps", 2)):
+            if getattr(self, name) < least:
+                raise UsageError(f"--{name} is {getattr(self, name)}; it must be at least {least}")
+        for name in ("max_products", "samples", "batch_size", "memory"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise UsageError(f"--{name.replace('_', '-')} is {value}; it must be at least 1")
+        for name in ("rtol", "tau"):
+            if not 0 <= getattr(self, name) < 1:
+                raise UsageError(f"--{name} is {getattr(self, name)}; it must lie in [0, 1)")
+        if self.precision not in ("auto", "float32", "float64", "tf32"):
+            raise UsageError(f"there is no precision {self.precision!r}", "choose auto, float32, float64 or tf32")
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain types, for identities and files."""
+        return {**asdict(self), "params": list(self.params)}
+
+    @property
+    def iterative_products(self) -> int:
+        """Products that an iterative solution will take, roughly; decides what planning is worth."""
+        guess = 4 * (self.top + self.bottom) + 20 + (self.probes * self.steps if self.density else self.probes)
+        return guess if self.max_products is None else min(guess, self.max_products)
+
+
+def names_of(params: Sequence[str]) -> tuple[str, ...]:
+    """Patterns of one or several comma-separated --params options."""
+    return tuple(p.strip() for text in params for p in text.split(",") if p.strip())

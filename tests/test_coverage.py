@@ -1,0 +1,205 @@
+"""The bar of the project: every eigenvalue within its residual, every interval at its stated rate.
+
+Over 200 random problems, planted quadratics of many kinds and small nets, in float32 and float64; the truth is the
+dense float64 Hessian of the same (rounded) problem.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from typing import Any, NamedTuple
+
+import numpy as np
+import pytest
+import torch
+from scipy.stats import binom
+from torch import Tensor, nn
+
+from landscape.analyses.spectrum import run_spectrum
+from landscape.arithmetic import strict_arithmetic
+from landscape.linalg.dense import materialise
+from landscape.objective import build_objective
+from landscape.operators import CurvatureOperator
+from landscape.problem import Problem
+from landscape.results import Spectrum
+from landscape.spectral.density import RESOLUTION
+from landscape.spectral.settings import SpectrumSettings
+
+PROBLEMS = 200
+
+
+class Quadratic(nn.Module):
+    """L = ½ θᵀHθ with H = QΛQᵀ, Q a product of Householder reflections: any spectrum, O(P) products."""
+
+    def __init__(self, eigenvalues: np.ndarray, seed: int, dtype: torch.dtype) -> None:
+        super().__init__()
+        generator = torch.Generator().manual_seed(seed)
+        n = len(eigenvalues)
+        v = torch.randn(3, n, generator=generator, dtype=torch.float64)
+        self.theta = nn.Parameter(torch.randn(n, generator=generator, dtype=torch.float64).to(dtype))
+        self.register_buffer("mirrors", (v / v.norm(dim=1, keepdim=True)).to(dtype))
+        self.register_buffer("values", torch.from_numpy(eigenvalues).to(dtype))
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.theta
+        for v in self.mirrors:
+            y = y - 2 * v * (v @ y)
+        return 0.5 * (self.values * y.square()).sum() * x.sum()
+
+
+def quadratic_loss(model: nn.Module, batch: tuple[Tensor, Tensor]) -> tuple[Tensor, int]:
+    return model(batch[0]), len(batch[0])
+
+
+def planted(rng: np.random.Generator, kind: int) -> np.ndarray:
+    n = int(rng.integers(60, 260))
+    bulk = rng.normal(0, 1, n)
+    match kind:
+        case 0:  # trained net: outliers, small bulk, few negatives
+            bulk = 1e-2 * np.abs(bulk)
+            bulk[:6] = rng.uniform(1, 10, 6)
+            bulk[6:20] *= -0.3
+        case 1:  # Wigner-like
+            bulk *= 3
+        case 2:  # singular positive
+            bulk = np.where(np.arange(n) < n // 3, np.abs(bulk), 0.0)
+        case 3:  # power law with a negative tail
+            bulk = np.arange(1, n + 1) ** -1.5 * np.where(rng.random(n) < 0.3, -1, 1)
+        case 4:  # clusters and multiplicities at both ends
+            bulk[:3], bulk[3:6] = 7.0, -5.0
+        case 5:  # scaled tiny
+            bulk = 1e-9 * np.exp(rng.normal(0, 2, n)) * np.where(rng.random(n) < 0.2, -1, 1)
+    return bulk
+
+
+def net(rng: np.random.Generator, dtype: torch.dtype, seed: int) -> Problem:
+    width, outputs = int(rng.integers(3, 9)), int(rng.integers(1, 4))
+    activation = [nn.Tanh, nn.ReLU, nn.Softplus, nn.GELU][int(rng.integers(4))]
+    generator = torch.Generator().manual_seed(seed)
+    model = nn.Sequential(
+        nn.Linear(5, width), activation(), nn.Linear(width, width), activation(), nn.Linear(width, outputs)
+    )
+    with torch.no_grad():
+        for p in model.parameters():
+            p.copy_(torch.randn(p.shape, generator=generator) * rng.uniform(0.2, 1.0))
+    x = torch.randn(67, 5, generator=generator)
+    if outputs > 1 and rng.random() < 0.5:
+        return Problem(
+            model.to(dtype), (x.to(dtype), torch.randint(0, outputs, (67,), generator=generator)), "cross_entropy"
+        )
+    return Problem(model.to(dtype), (x.to(dtype), torch.randn(67, outputs, generator=generator).to(dtype)), "mse")
+
+
+class Case(NamedTuple):
+    name: str
+    truth: np.ndarray
+    result: Spectrum
+
+
+def truth_of(problem: Problem) -> np.ndarray:
+    objective = build_objective(problem, dtype=torch.float64)
+    with strict_arithmetic():
+        operator = CurvatureOperator(objective)
+        h, _ = materialise(operator, operator.n, dtype=torch.float64, device=torch.device("cpu"), block=16)
+    return torch.linalg.eigvalsh(h).numpy()
+
+
+@lru_cache(maxsize=1)
+def cases() -> list[Case]:
+    """All problems solved once; the tests below look at different numbers of theirs."""
+    found = []
+    for seed in range(PROBLEMS):
+        rng = np.random.default_rng(seed)
+        dtype = (torch.float32, torch.float64)[seed % 2]
+        kind = (seed // 2) % 10
+        if kind < 6:
+            x = torch.ones(4, 1, dtype=dtype)
+            problem = Problem(Quadratic(planted(rng, kind), seed, dtype), [(x, x)], quadratic_loss)
+        else:
+            problem = net(rng, dtype, seed)
+        settings: dict[str, Any] = {"top": 4, "bottom": 4, "exact": False, "steps": 25, "seed": seed}
+        result = run_spectrum(problem, SpectrumSettings(**settings))
+        found.append(Case(f"seed {seed} kind {kind} {dtype}", truth_of(problem), result))
+    return found
+
+
+def allowed_misses(rate: float, trials: int) -> int:
+    """Misses that a correct interval exceeds with probability 1e-3 only."""
+    return int(binom.ppf(1 - 1e-3, trials, rate))
+
+
+pytestmark = pytest.mark.slow
+
+
+def test_every_eigenvalue_lies_within_its_residual_of_a_true_one() -> None:
+    for name, truth, r in cases():
+        for values, residuals in ((r.top_value, r.top_residual), (r.bottom_value, r.bottom_residual)):
+            distance = np.abs(truth[None, :] - values[:, None]).min(axis=1)
+            assert np.all(distance <= residuals), (name, values, distance, residuals)
+
+
+def test_converged_lists_are_complete() -> None:
+    """Ranks agree with the dense truth, multiplicities included, when all pairs have converged."""
+    wrong = []
+    for name, truth, r in cases():
+        if r.top_converged.all() and np.any(np.abs(truth[::-1][:4] - r.top_value) > r.top_residual):
+            wrong.append((name, truth[::-1][:4], r.top_value))
+        if r.bottom_converged.all() and np.any(np.abs(truth[:4] - r.bottom_value) > r.bottom_residual):
+            wrong.append((name, truth[:4], r.bottom_value))
+    assert not wrong, wrong
+
+
+def test_trace_intervals_cover_at_their_rate() -> None:
+    missed = [c.name for c in cases() if not c.result.trace_low <= c.truth.sum() <= c.result.trace_high]
+    assert len(missed) <= allowed_misses(0.05, PROBLEMS), missed
+
+
+def test_negative_counts_are_bracketed() -> None:
+    """The low count is certain; the bracket as a whole holds at 95 %, at every floor."""
+    missed = dict.fromkeys(range(3), 0)
+    for name, truth, r in cases():
+        for i, tau in enumerate(r.tau_absolute):
+            count = int(np.sum(truth < -tau))
+            assert r.negative_count_low[i] <= count, (name, i)
+            missed[i] += count > r.negative_count_high[i]
+    assert max(missed.values()) <= allowed_misses(0.05, PROBLEMS), missed
+
+
+def test_negative_masses_are_covered() -> None:
+    missed = {i: [] for i in range(3)}
+    for name, truth, r in cases():
+        for i, tau in enumerate(r.tau_absolute):
+            mass = -truth[truth < -tau].sum() / np.abs(truth).sum()
+            # an eigenvalue within rounding of the floor belongs to either side
+            near = np.abs(truth + tau) < r.product_error
+            slack = np.abs(truth[near]).sum() / np.abs(truth).sum() + 1e-12
+            if not r.negative_mass_low[i] - slack <= mass <= r.negative_mass_high[i] + slack:
+                missed[i].append(name)
+    assert max(len(m) for m in missed.values()) <= allowed_misses(0.05, PROBLEMS), missed
+
+
+def test_the_exclusion_holds() -> None:
+    violated = [c.name for c in cases() if c.truth[0] < c.result.excluded_below]
+    assert len(violated) <= allowed_misses(1e-3, PROBLEMS), violated
+
+
+def test_density_bands_cover_on_average() -> None:
+    """The pointwise band around the density smoothed with the same kernel, averaged over points that hold anything."""
+    rates = []
+    for _, truth, r in cases():
+        assert r.grid is not None
+        assert r.node is not None
+        assert r.density_low is not None
+        assert r.density_high is not None
+        assert r.kernel_width is not None
+        scale = RESOLUTION * max(np.abs(np.concatenate([r.node.ravel(), r.top_value, r.bottom_value])))
+        u, v = np.arcsinh(r.grid / scale), np.arcsinh(truth / scale)
+        stretch = scale * np.cosh(u)
+        width = (r.kernel_width / stretch)[:, None]
+        kernel = np.exp(-0.5 * ((u[:, None] - v[None, :]) / width) ** 2) / (width * np.sqrt(2 * np.pi))
+        exact = kernel.mean(axis=1)
+        # the kernels of deflated eigenvalues stand where the values are, off by their residuals
+        slack = 1e-3 * exact.max()
+        inside = (r.density_low * stretch <= exact + slack) & (exact - slack <= r.density_high * stretch)
+        rates.append(inside[exact > 1e-2 * exact.max()].mean())
+    assert np.mean(rates) >= 0.95, np.mean(rates)
