@@ -11,16 +11,17 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 @contextmanager
 def strict_arithmetic(allow_tf32: bool = False) -> Iterator[None]:
-    """Inside, float32 means float32, and second derivatives of attention and RNNs exist.
+    """Inside, float32 means float32, gradients are recorded, second derivatives of attention and RNNs exist.
 
     PyTorch's default `cudnn.allow_tf32=True` makes every convolution's product wrong by 4e-4 … 1e-2; fused
-    attention kernels and cuDNN RNNs have no second derivative. The caller's settings come back on exit.
+    attention kernels and cuDNN RNNs have no second derivative. Under a caller's `no_grad` or `inference_mode`
+    every product would silently be zero. The caller's settings come back on exit.
     """
     convolution, matmul = torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32
     torch.backends.cudnn.allow_tf32 = allow_tf32
     torch.backends.cuda.matmul.allow_tf32 = allow_tf32
     try:
-        with sdpa_kernel([SDPBackend.MATH]):
+        with torch.inference_mode(False), torch.enable_grad(), sdpa_kernel([SDPBackend.MATH]):
             yield
     finally:
         torch.backends.cudnn.allow_tf32 = convolution

@@ -70,6 +70,18 @@ def split(batch: Batch, size: int) -> Iterator[Batch]:
         yield take(batch, slice(start, min(start + size, total)))
 
 
+def even_size(total: int, size: int) -> int:
+    """Chunk size near `size` that cuts `total` evenly, so that no small remainder wastes a launch."""
+    pieces = max(1, round(total / size))
+    return -(-total // pieces)
+
+
+def share_of(batches: Sequence[Batch], batch: Batch) -> float:
+    """The part of all data that a batch holds."""
+    lengths = [length_of(b) for b in batches]
+    return length_of(batch) / sum(lengths) if min(lengths) else 1.0 / len(lengths)
+
+
 def move(batch: Batch, device: torch.device, dtype: torch.dtype) -> Batch:
     """To a device; floating-point tensors also to `dtype`, integers and booleans as they are."""
     return map_tensors(batch, lambda t: t.to(device, dtype if t.is_floating_point() else t.dtype))
@@ -96,13 +108,14 @@ def read_batches(problem: Problem) -> list[Batch]:
             )
         batches: list[Batch] = [(inputs, targets)] if inputs.shape[0] else []
     else:
-        batches = list(data)
-        if not isinstance(data, list | tuple) and fingerprint(batches) != fingerprint(list(data)):
-            raise ProblemError(
-                "two passes over the data differ (a shuffling sampler or random augmentation, usually), "
-                "so there is no fixed loss to differentiate",
-                "fix the order, switch augmentation off, or pass a list of batches",
-            )
+        with torch.random.fork_rng(devices=[]):  # every pass over a DataLoader draws from the caller's generator
+            batches = list(data)
+            if not isinstance(data, list | tuple) and fingerprint(batches) != fingerprint(list(data)):
+                raise ProblemError(
+                    "two passes over the data differ (a shuffling sampler or random augmentation, usually), "
+                    "so there is no fixed loss to differentiate",
+                    "fix the order, switch augmentation off, or pass a list of batches",
+                )
     if not batches or all(length_of(b) == 0 and not tensors_of(b) for b in batches):
         raise ProblemError("the data set is empty", "check the path and the filters of your data loading")
     for batch in batches:

@@ -46,7 +46,7 @@ def _pullback(outputs: Tensors, inputs: Tensors, batched: bool) -> Product:
     def pull(vectors: Tensors) -> Tensors:
         if not live:
             lead = vectors[0].shape[:1] if batched else ()
-            return tuple(x.new_zeros(*lead, *x.shape) for x in inputs)
+            return tuple(x.new_zeros((*lead, *x.shape)) for x in inputs)
         found = torch.autograd.grad(
             [outputs[i] for i in live],
             inputs,
@@ -57,7 +57,7 @@ def _pullback(outputs: Tensors, inputs: Tensors, batched: bool) -> Product:
         )
         lead = vectors[live[0]].shape[:1] if batched else ()
         return tuple(
-            x.new_zeros(*lead, *x.shape) if f is None else f.detach() for f, x in zip(found, inputs, strict=True)
+            x.new_zeros((*lead, *x.shape)) if f is None else f.detach() for f, x in zip(found, inputs, strict=True)
         )
 
     return pull
@@ -245,3 +245,16 @@ def difference(first: Product, second: Product) -> Product:
         return tuple(a - b for a, b in zip(first(vectors), second(vectors), strict=True))
 
     return block
+
+
+def builder_of(operator: str, strategy: str, mode: str, batched: bool) -> Builder:
+    """The builder of an operator ("hessian", "ggn" or "residual") for a strategy and mode of `operators.Plan`."""
+    if operator == "residual":
+        first, second = (builder_of(o, strategy, mode, batched) for o in ("hessian", "ggn"))
+        return lambda objective, batch: difference(first(objective, batch), second(objective, batch))
+    if strategy == "linearize" or mode == "forward":
+        if operator == "ggn":
+            return ggn_linearized
+        return hessian_linearized if strategy == "linearize" else hessian_forward
+    reverse = hessian_reverse if operator == "hessian" else ggn_reverse
+    return lambda objective, batch: reverse(objective, batch, batched)

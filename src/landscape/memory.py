@@ -35,9 +35,9 @@ def parse_bytes(text: str) -> int:
     """
     match = re.fullmatch(r"\s*([0-9.]+)\s*([kmgt]?i?)b?\s*", text.lower())
     try:
-        if match and match[2] in _UNITS and float(match[1]) > 0:
-            return int(float(match[1]) * _UNITS[match[2]])
-    except ValueError:
+        if match and match[2] in _UNITS and (amount := int(float(match[1]) * _UNITS[match[2]])) > 0:
+            return amount
+    except (ValueError, OverflowError):  # two decimal points; more than a float can hold
         pass
     raise UsageError(f"--memory {text!r} is not an amount of memory", "write it like 6GB, 512MiB or 2000000000")
 
@@ -55,6 +55,23 @@ def usable_bytes(device: torch.device, limit: int | None = None) -> int:
     if limit is not None:
         return max(0, limit - int(psutil.Process().memory_info().rss))
     return int(DEFAULT_SHARE * psutil.virtual_memory().available)
+
+
+def keep_budget(device: torch.device, reserve: int, limit: int | None = None) -> float:
+    """Bytes for kept graphs: what is usable, less what else will be needed, at least a tenth."""
+    usable = usable_bytes(device, limit)
+    return max(0.1 * usable, usable - reserve)
+
+
+def allocated(device: torch.device) -> int:
+    """Bytes in live tensors on a CUDA device; 0 on the CPU, which does not count them."""
+    return torch.cuda.memory_allocated(device) if device.type == "cuda" else 0
+
+
+def synchronise(device: torch.device) -> None:
+    """Wait for a CUDA device; nothing on the CPU."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
 
 
 class SavedBytes:

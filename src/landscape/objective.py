@@ -158,13 +158,15 @@ def build_objective(
     device = torch.device(device)
     own = next(iter(trainable(problem.model).values())).dtype
     dtype = torch.promote_types(own, torch.float32) if dtype is None else dtype
-    model = copy.deepcopy(problem.model).to(device, dtype).eval()
-    names = tuple(trainable(model))
-    chosen = select(names, params) if params else names
-    layout = _require(model, chosen)
-    moved = [move(b, device, dtype) for b in (read_batches(problem) if batches is None else batches)]
     loss = problem.loss_function
-    with strict_arithmetic():
+    generators = [device] if device.type == "cuda" else []
+    # The checks may draw random numbers (functional dropout, before it is refused): not at the caller's cost.
+    with strict_arithmetic(), torch.random.fork_rng(devices=generators):
+        model = copy.deepcopy(problem.model).to(device, dtype).eval()
+        names = tuple(trainable(model))
+        chosen = select(names, params) if params else names
+        layout = _require(model, chosen)
+        moved = [move(b, device, dtype) for b in (read_batches(problem) if batches is None else batches)]
         _check_fixed(model, loss, moved[0])
         count = _total_count(model, loss, moved)
     return Objective(model, loss, moved, chosen, layout, count, problem.weight_decay, names, problem.per_sample)
@@ -229,13 +231,16 @@ def _check_fixed(model: nn.Module, loss: LossFunction, batch: Batch) -> None:
 
 
 def _total_count(model: nn.Module, loss: LossFunction, batches: Sequence[Batch]) -> float:
+    """Σ counts, after one evaluation of every batch."""
     with torch.no_grad():
-        count = sum(_evaluate(model, loss, b)[1] for b in batches)
+        evaluated = [(float(total), count) for total, count in (_evaluate(model, loss, b) for b in batches)]
+    count = sum(c for _, c in evaluated)
     if not count > 0:
         raise ProblemError(
             f"the loss's counts add up to {count:g}; there is nothing to average over",
             "return the number of samples (or tokens) as the second value",
         )
+    _finite(sum(total for total, _ in evaluated) / count)
     return count
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-import time
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
@@ -11,30 +10,26 @@ import torch
 from torch import Tensor
 
 from landscape.arithmetic import is_out_of_memory, strict_arithmetic
-from landscape.batches import length_of, take, tensors_of
-from landscape.curvature import (
-    Builder,
-    Product,
-    Tensors,
-    difference,
-    ggn_linearized,
-    ggn_reverse,
-    hessian_forward,
-    hessian_linearized,
-    hessian_reverse,
-)
+from landscape.batches import length_of, share_of, tensors_of
+from landscape.curvature import Product, builder_of
 from landscape.errors import ProblemError, UsageError
-from landscape.memory import count_saved, usable_bytes
+from landscape.memory import allocated, count_saved, keep_budget
 from landscape.objective import Objective, gradients
+from landscape.planning import THOROUGH_FROM, choose_chunk, timed
 from landscape.problem import Batch
 
 OPERATORS = ("hessian", "ggn", "residual")
 STRATEGIES = ("kept", "linearize", "recompute")
 # A job shorter than this (seconds) does not pay for importing and tracing torch.func.
 LINEARIZE_PAYS_FROM = 20.0
-CHUNKS = (64, 256, 1024, 4096)
-# From this many products on, chunks are timed with products themselves; below, with gradients.
-THOROUGH_FROM = 200
+# Linearisations keep 2.3–5.4 times the bytes of the gradient's graph.
+LINEARIZED_BYTES = 3
+# What to try, in this order, when a strategy is asked for.
+ATTEMPTS = {
+    "kept": (("kept", "reverse"), ("linearize", "forward"), ("recompute", "forward")),
+    "linearize": (("linearize", "forward"), ("kept", "reverse"), ("recompute", "forward")),
+    "recompute": (("recompute", "reverse"), ("recompute", "forward")),
+}
 # On a CPU several vectors a launch pay only where the launches themselves cost most of the time (seconds).
 LAUNCH_BOUND = 3e-3
 
@@ -70,18 +65,6 @@ class Plan:
     def as_dict(self) -> dict[str, Any]:
         """Plain types, for files."""
         return asdict(self)
-
-
-def _builder(operator: str, strategy: str, mode: str, batched: bool) -> Builder:
-    if operator == "residual":
-        first, second = (_builder(o, strategy, mode, batched) for o in ("hessian", "ggn"))
-        return lambda objective, batch: difference(first(objective, batch), second(objective, batch))
-    if strategy == "linearize" or mode == "forward":
-        if operator == "ggn":
-            return ggn_linearized
-        return hessian_linearized if strategy == "linearize" else hessian_forward
-    reverse = hessian_reverse if operator == "hessian" else ggn_reverse
-    return lambda objective, batch: reverse(objective, batch, batched)
 
 
 class CurvatureOperator:
@@ -126,21 +109,23 @@ class CurvatureOperator:
         self._chunks: list[Product | None] = []
         with strict_arithmetic():
             thorough = expected_products >= THOROUGH_FROM
-            self._objective, seconds = _choose_chunk(objective, batch_size, operator, thorough)
+            self._objective, seconds = choose_chunk(objective, batch_size, operator, thorough)
             self.plan = Plan(operator, "kept" if strategy == "auto" else strategy, gradient_seconds=seconds)
-            self._budget = _keep_budget(objective, memory, reserve)
+            working = 6 * self.n * self.dtype.itemsize
+            self._budget = keep_budget(self.device, reserve + working, memory)
             self._settle(strategy, expected_products)
 
     def __call__(self, vectors: Tensor) -> Tensor:
         """Product with a block V[n, b] (or a vector [n]) in the operator's dtype and on its device."""
         if vectors.dim() == 1:
             return self(vectors.unsqueeze(1)).squeeze(1)
-        rows = vectors.T.contiguous()
-        out = torch.empty_like(rows)
         with strict_arithmetic():
-            for start in range(0, rows.shape[0], self.plan.block):
-                stop = start + self.plan.block
-                out[start:stop] = self._safely(rows[start:stop])
+            rows = vectors.T.clone(memory_format=torch.contiguous_format)
+            start, out = 0, torch.empty_like(rows)
+            while start < rows.shape[0]:
+                part = self._safely(rows[start:])
+                out[start : start + part.shape[0]] = part
+                start += part.shape[0]
         self.products += rows.shape[0]
         return out.T
 
@@ -149,9 +134,10 @@ class CurvatureOperator:
         self._chunks = [None] * len(self._chunks)
 
     def _safely(self, rows: Tensor) -> Tensor:
+        """Products of the first block of rows, which gets narrower when memory runs out."""
         while True:
             try:
-                return self._apply(rows)
+                return self._apply(rows[: self.plan.block])
             except (RuntimeError, MemoryError) as error:
                 if not is_out_of_memory(error) or not self._shrink():
                     raise
@@ -180,7 +166,7 @@ class CurvatureOperator:
 
     def _build(self, batch: Batch) -> Product:
         plan = self.plan
-        return _builder(plan.operator, plan.strategy, plan.mode, plan.block > 1)(self._objective, batch)
+        return builder_of(plan.operator, plan.strategy, plan.mode, plan.block > 1)(self._objective, batch)
 
     def _note(self, text: str) -> None:
         self.plan = replace(self.plan, notes=(*self.plan.notes, text))
@@ -218,13 +204,8 @@ class CurvatureOperator:
     def _settle(self, strategy: str, expected_products: int) -> None:
         """Find a strategy that works on the first chunk, then what is fastest, then how much to keep."""
         self._describe()
-        attempts = [("kept", "reverse"), ("linearize", "forward"), ("recompute", "forward")]
-        if strategy != "auto":
-            attempts = [a for a in attempts if a[0] == strategy] or [("recompute", "reverse")]
-            attempts += [("recompute", "reverse")] if strategy == "recompute" else []
-            attempts = sorted(set(attempts), key=lambda a: a[1], reverse=True)
         reasons: list[str] = []
-        for name, mode in attempts:
+        for name, mode in ATTEMPTS.get(strategy, ATTEMPTS["kept"]):
             self.plan = replace(self.plan, strategy=name, mode=mode)
             reason = self._try_first_chunk()
             if reason is None:
@@ -242,8 +223,8 @@ class CurvatureOperator:
             self._consider_blocks(expected_products)
         self._keep_what_fits()
 
-    def _try_first_chunk(self) -> str | None:
-        """One product on the first chunk: None if it works, else the reason; measures time and kept bytes."""
+    def _try_first_chunk(self, trial: bool = False) -> str | None:
+        """One product on one chunk: None if it works, else the reason; a trial does not shrink what works already."""
         while True:
             try:
                 self._measure_first_chunk()
@@ -251,28 +232,41 @@ class CurvatureOperator:
             except ProblemError:
                 raise
             except (RuntimeError, NotImplementedError, MemoryError, AttributeError, AssertionError) as error:
-                if is_out_of_memory(error) and self._shrink():
-                    continue
-                if is_out_of_memory(error):
+                if is_out_of_memory(error) and not trial:
+                    if self._shrink():
+                        continue
                     raise
                 return " ".join(str(error).split())[:200]
 
+    def _largest(self) -> Batch:
+        """The chunk to measure: its memory bounds the others'."""
+        return max(self._objective.batches, key=length_of)
+
     def _measure_first_chunk(self) -> None:
-        batch = self._objective.batches[0]
-        before = _allocated(self.device)
-        ignore = (*self._objective.parameters, *tensors_of(batch))
-        with count_saved(ignore) as saved:
-            product = self._build(batch)
-        held = max(saved.total, _allocated(self.device) - before)
-        if self.plan.mode == "forward":
-            held *= 3  # linearisations keep 2.3–5.4 times the graph, and no hook counts them
-        probe = self._objective.layout.unflatten(
-            torch.ones(self.plan.block, self.n, dtype=self.dtype, device=self.device)
-        )
-        product(probe)  # the first call warms up
-        seconds = _timed(lambda: product(probe), self.device, 2) / self.plan.block
-        share = _share(self._objective, batch)
+        batch = self._largest()
+        held, product = self._built(batch)
+        generator = torch.Generator().manual_seed(0)
+        rows = torch.randn(self.plan.block, self.n, dtype=self.dtype, generator=generator).to(self.device)
+        probe = self._objective.layout.unflatten(rows)
+        first, again = (torch.cat([t.flatten() for t in product(probe)]) for _ in range(2))  # this warms up, too
+        if (first - again).norm() > 1e4 * torch.finfo(self.dtype).eps * first.norm():
+            # torch 2.13: in-place operations overwrite what `linearize` keeps (attention, LSTM, GRU, GroupNorm)
+            raise RuntimeError("the second product differs from the first: something overwrites what was kept")
+        seconds = timed(lambda: product(probe), self.device) / self.plan.block
+        share = share_of(self._objective.batches, batch)
         self.plan = replace(self.plan, product_seconds=seconds / share, bytes_per_chunk=held)
+
+    def _built(self, batch: Batch) -> tuple[int, Product]:
+        """The product of a chunk, and the bytes it keeps."""
+        objective, before = self._objective, allocated(self.device)
+        with count_saved((*objective.parameters, *tensors_of(batch))) as saved:
+            if self.plan.mode == "reverse":
+                product = self._build(batch)
+                return max(saved.total, allocated(self.device) - before), product
+            # torch.func refuses hooks: the gradient's graph is counted in its stead, and dropped
+            gradients(objective.batch_sum(batch)[0], objective.parameters, create_graph=True)
+        product = self._build(batch)
+        return max(LINEARIZED_BYTES * saved.total, allocated(self.device) - before), product
 
     def _consider_linearize(self, expected_products: int) -> None:
         """On a long job, `linearize` is worth a try: 1.2–1.3 times faster on convolutions, at more memory."""
@@ -281,20 +275,26 @@ class CurvatureOperator:
         if not cuda and current.product_seconds * expected_products < LINEARIZE_PAYS_FROM:
             return
         self.plan = replace(current, strategy="linearize", mode="forward")
-        reason = self._try_first_chunk()
+        reason = self._try_first_chunk(trial=True)
         fits = self.plan.bytes_per_chunk * self.plan.chunks <= self._budget
         if reason is not None or not fits or self.plan.product_seconds > 0.9 * current.product_seconds:
             self.plan = current
+        if reason is not None:
+            self._note(f"fell back: linearize (forward): {reason}")
 
     def _consider_blocks(self, expected_products: int) -> None:
         """Where the overhead of launches dominates (tiny nets, GPUs), several vectors a launch are cheaper."""
-        chunk_seconds = self.plan.product_seconds * _share(self._objective, self._objective.batches[0])
+        chunk_seconds = self.plan.product_seconds * share_of(self._objective.batches, self._largest())
         if expected_products < 64 or (self.device.type == "cpu" and chunk_seconds > LAUNCH_BOUND):
             return
         best = self.plan
         for width in (8, 32):
             self.plan = replace(best, block=width)
-            if self._try_first_chunk() is not None or self.plan.product_seconds > 0.8 * best.product_seconds:
+            reason = self._try_first_chunk(trial=True)
+            if reason is not None:
+                best = replace(best, notes=(*best.notes, f"fell back to blocks of {best.block}: {reason}"))
+                break
+            if self.plan.product_seconds > 0.8 * best.product_seconds:
                 break
             best = self.plan
         self.plan = best
@@ -313,91 +313,3 @@ class CurvatureOperator:
                 f"{kept} of {plan.chunks} chunks keep their graph ({needed:.2g} GB would hold all, "
                 f"{self._budget / 1e9:.2g} GB may be used); the others are rebuilt in every product"
             )
-
-
-def _keep_budget(objective: Objective, memory: int | None, reserve: int) -> float:
-    """Bytes for kept graphs: what is usable, less the caller's reserve and a working set, at least a tenth."""
-    usable = usable_bytes(objective.device, memory)
-    working = 6 * objective.layout.total * objective.dtype.itemsize
-    return max(0.1 * usable, usable - reserve - working)
-
-
-def _share(objective: Objective, batch: Batch) -> float:
-    """The part of all data that a batch holds."""
-    lengths = [length_of(b) for b in objective.batches]
-    if min(lengths) == 0:
-        return 1.0 / len(lengths)
-    return length_of(batch) / sum(lengths)
-
-
-def _choose_chunk(
-    objective: Objective, batch_size: int | None, operator: str, thorough: bool
-) -> tuple[Objective, float]:
-    """Chunk size by timing growing chunks of real data; returns the cut objective and seconds per full gradient."""
-    largest = max(objective.batches, key=length_of)
-    total = sum(length_of(b) for b in objective.batches)
-    if batch_size is not None:
-        objective = objective.with_chunks(batch_size)
-    elif objective.cuttable and length_of(largest) > CHUNKS[0]:
-        sizes = [c for c in CHUNKS if c < length_of(largest)] + [length_of(largest)]
-        best, best_rate, gradient_rate = sizes[0], float("inf"), float("inf")
-        for size in sizes:
-            piece = take(largest, slice(0, size))
-            try:
-                seconds = _gradient_seconds(objective, piece)
-                rate = (_product_seconds(objective, piece, operator) if thorough else seconds) / size
-            except (RuntimeError, MemoryError):
-                break  # out of memory, or no second derivative here: found out, with its reason, later
-            # A larger chunk has to be clearly better: it costs memory.
-            if rate < 0.97 * best_rate:
-                best, best_rate, gradient_rate = size, rate, seconds / size
-            if rate > 1.15 * best_rate or rate * size > 5.0:
-                break
-        return objective.with_chunks(_even(length_of(largest), best)), gradient_rate * total
-    first = objective.batches[0]
-    return objective, _gradient_seconds(objective, first) / _share(objective, first)
-
-
-def _even(total: int, size: int) -> int:
-    """Chunk size near `size` that cuts `total` evenly, so that no small remainder wastes a launch."""
-    pieces = max(1, round(total / size))
-    return -(-total // pieces)
-
-
-def _product_seconds(objective: Objective, batch: Batch, operator: str) -> float:
-    product = _builder(operator, "kept", "reverse", False)(objective, batch)
-    probe = tuple(torch.ones_like(p).unsqueeze(0) for p in objective.parameters)
-    return _timed(lambda: product(probe), objective.device, 2)
-
-
-def _gradient_seconds(objective: Objective, batch: Batch) -> float:
-    def gradient() -> Tensors:
-        return gradients(objective.batch_sum(batch)[0], objective.parameters)
-
-    start = time.perf_counter()
-    gradient()
-    _synchronise(objective.device)
-    if time.perf_counter() - start > 1.0:  # no need to repeat what takes long
-        return time.perf_counter() - start
-    return _timed(gradient, objective.device, 2)
-
-
-def _timed(function: Any, device: torch.device, repeats: int) -> float:
-    """Smallest wall time of a few calls: noise only adds."""
-    best = float("inf")
-    for _ in range(repeats):
-        _synchronise(device)
-        start = time.perf_counter()
-        function()
-        _synchronise(device)
-        best = min(best, time.perf_counter() - start)
-    return best
-
-
-def _synchronise(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-
-
-def _allocated(device: torch.device) -> int:
-    return torch.cuda.memory_allocated(device) if device.type == "cuda" else 0

@@ -44,7 +44,7 @@ class Layout:
         """A vector [..., total] as views of shapes [..., *shape]; nothing is copied for a contiguous vector."""
         lead = vector.shape[:-1]
         parts = torch.split(vector, list(self.sizes), dim=-1)
-        return tuple(p.reshape(*lead, *s) for p, s in zip(parts, self.shapes, strict=True))
+        return tuple(p.reshape((*lead, *s)) for p, s in zip(parts, self.shapes, strict=True))
 
 
 def trainable(model: nn.Module) -> dict[str, nn.Parameter]:

@@ -137,13 +137,21 @@ def _inputs_and_targets(batch: Batch) -> tuple[Tensor, Tensor]:
 def _matched(outputs: Tensor, targets: Tensor, name: str) -> Tensor:
     """Targets in the shape and dtype of the outputs; silent broadcasting is the classic way to a wrong loss."""
     if outputs.shape != targets.shape:
-        if outputs.shape[0] != targets.shape[0] or outputs.numel() != targets.numel():
+        if not _same_up_to_view(outputs.shape, targets.shape):
             raise ProblemError(
                 f"loss {name!r}: outputs have shape {tuple(outputs.shape)} but targets {tuple(targets.shape)}",
                 "give one target value per output",
             )
         targets = targets.reshape(outputs.shape)
     return targets.to(outputs.dtype)
+
+
+def _same_up_to_view(outputs: torch.Size, targets: torch.Size) -> bool:
+    """Whether two shapes differ only by axes of length 1 or by flattening all but the samples."""
+    if outputs[:1] != targets[:1] or outputs.numel() != targets.numel():
+        return False
+    flat = min(len(outputs), len(targets)) <= 2
+    return flat or [s for s in outputs if s != 1] == [s for s in targets if s != 1]
 
 
 def cross_entropy(model: nn.Module, batch: Batch) -> tuple[Tensor, Any]:

@@ -107,12 +107,12 @@ def run_spectrum(problem: Problem, settings: SpectrumSettings, progress: Progres
     """`spectrum` with its settings as one object; see there."""
     start = time.perf_counter()
     tell = progress or (lambda stage, done, total: None)
-    objective, population = _objective(problem, settings)
     try:
+        objective, population = _objective(problem, settings)
         loss, gradient = objective.value_and_gradient()
         found, products, plan, dtype = _solve(objective, settings, tell)
     except NumericalError as error:
-        error.partial = failed_spectrum(objective, settings, time.perf_counter() - start)
+        error.partial = failed_spectrum(problem, settings, time.perf_counter() - start)
         raise
     if settings.by_layer:
         layers = layer_blocks(

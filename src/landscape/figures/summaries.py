@@ -25,6 +25,7 @@ class Bounded:
     high: float
     solid: bool = True
     reach: float = math.nan  # nothing is excluded between `low` and here
+    pinned: bool = True  # False: only the bracket is known, so no line leads through the value
 
 
 def extreme(result: SpectrumLike, end: str) -> Bounded:
@@ -41,7 +42,7 @@ def extreme(result: SpectrumLike, end: str) -> Bounded:
 def negative_count(result: SpectrumLike) -> Bounded:
     """The certified count, up to the upper bound."""
     low, high = scalar(result, "negative_count_low"), scalar(result, "negative_count_high")
-    return Bounded(low, low, high)
+    return Bounded(low, low, high, pinned=low == high)
 
 
 def negative_mass(result: SpectrumLike) -> Bounded:
@@ -90,7 +91,7 @@ def draw_summaries(panels: list[Axes], series: Series, colours: list[Colour]) ->
 def _draw_points(axes: Axes, series: Series, each: list[list[Bounded]], colours: list[Colour]) -> None:
     """A marker a result, side by side where they share a coordinate, and a line through the medians."""
     place = np.array([row.position for row in series.rows])
-    middle = [_median([b.value for b in row]) for row in each]
+    middle = [_median([b.value for b in row if b.pinned]) for row in each]
     axes.plot(place, middle, color=MUTED, lw=0.7, zorder=1, label="median")
     for row, bounded, colour in zip(series.rows, each, colours, strict=True):
         crowd = 1.0 if len(bounded) <= 8 else 0.5

@@ -18,6 +18,8 @@ from landscape.operators import CurvatureOperator
 
 # Products of the second look when there are no density probes to do its work.
 SECOND_LOOK = 10
+# Vectors whose inner products are this small are orthonormal enough to project with, twice.
+NEARLY = 1e-5
 
 
 @dataclass(frozen=True)
@@ -65,11 +67,11 @@ def bottom_of(found: Extremes) -> Pairs:
     return Pairs(found.bottom_value, found.bottom_residual, found.bottom_converged, found.bottom_vector)
 
 
-def basis_limit(operator: CurvatureOperator, memory: int | None, pairs: int) -> int:
+def basis_limit(operator: CurvatureOperator, memory: int | None, pairs: int, spare: int = 12) -> int:
     """Rows a Krylov basis may have: what memory allows beside the vectors returned, at least what is needed."""
     row = operator.n * operator.dtype.itemsize
     usable = usable_bytes(operator.device, memory)
-    working = pairs + 8
+    working = 2 * pairs + spare  # the pairs' vectors, once joined for deflation, and temporaries
     return max(2 * pairs + 8, int(usable // row) - working)
 
 
@@ -117,6 +119,9 @@ def orthonormal(*pairs: Pairs) -> Tensor | None:
     if not vectors:
         return None
     stacked = torch.cat(vectors, dim=1)
+    gram = (stacked.T @ stacked).double().cpu()
+    if float((gram - torch.eye(len(gram), dtype=torch.float64)).abs().max()) < NEARLY:
+        return stacked  # of one Lanczos run: QR would only cost memory
     basis: Tensor = torch.linalg.qr(stacked)[0]
     return basis
 

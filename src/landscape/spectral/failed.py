@@ -6,22 +6,30 @@ import math
 
 import numpy as np
 
-from landscape.objective import Objective
+from landscape.batches import length_of
+from landscape.parameters import layout_of, select, trainable
+from landscape.problem import Problem, is_pair
 from landscape.results import Spectrum, Spent
 from landscape.spectral.negative import floors
 from landscape.spectral.settings import SpectrumSettings
 
 
-def failed_spectrum(objective: Objective, settings: SpectrumSettings, seconds: float) -> Spectrum:
+def failed_spectrum(problem: Problem, settings: SpectrumSettings, seconds: float) -> Spectrum:
     """What can be said where the loss or a product is not finite: sizes, the rest NaN or empty."""
+    own = trainable(problem.model)
+    chosen = select(own, settings.params) if settings.params else tuple(own)
+    parameters = layout_of({name: own[name] for name in chosen}).total
+    batches = [problem.data] if is_pair(problem.data) else list(problem.data)
+    samples = settings.samples or sum(length_of(b) for b in batches)
+    dtype = str(next(iter(own.values())).dtype).removeprefix("torch.")
     nothing, floors_ = np.zeros(0), floors(settings.tau)
     missing = np.full(len(floors_), math.nan)
     return Spectrum(
         operator=settings.operator,
         strategy="none",
         exact=False,
-        parameters=objective.layout.total,
-        samples=round(objective.count),
+        parameters=parameters,
+        samples=samples,
         loss=math.nan,
         gradient_norm=math.nan,
         product_error=math.nan,
@@ -40,8 +48,8 @@ def failed_spectrum(objective: Objective, settings: SpectrumSettings, seconds: f
         negative_mass_low=missing,
         negative_mass_high=missing,
         negative_count_low=np.zeros(len(floors_)),
-        negative_count_high=np.full(len(floors_), float(objective.layout.total)),
+        negative_count_high=np.full(len(floors_), float(parameters)),
         excluded_below=math.nan,
         excluded_probability=1.0,
-        spent=Spent(0, seconds, str(objective.dtype).removeprefix("torch."), str(objective.device), {}),
+        spent=Spent(0, seconds, dtype, settings.device, {}),
     )

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from landscape.linalg.exclusion import exclusion_bound
 from landscape.linalg.lanczos import Extremes
@@ -65,7 +67,7 @@ def iterative_fields(
         **common,
     )
     top, bottom = top_of(found), bottom_of(found)
-    deflated = orthonormal(*_converged(top, bottom, found))
+    deflated = orthonormal(*_converged(top, bottom, found)) if steps else None
     probing = probe(
         operator,
         deflated,
@@ -78,9 +80,15 @@ def iterative_fields(
     budget = for_extremes - found.products
     trace = trace_interval(operator, found, probing.samples, noise=noise, budget=budget, generator=generator)
     known = _known(found, top, bottom, deflated is not None, operator.n)
+    found = replace(found, project=_no_basis)  # frees the Krylov basis
+    del deflated
     top, bottom, more = _second_look(operator, found, top, bottom, probing, for_extremes, common)
     notes += more
     return _fields(settings, operator, found, (top, bottom), probing, known, trace, noise), notes
+
+
+def _no_basis(vectors: Tensor) -> Tensor:
+    raise RuntimeError("the Krylov basis has been freed")
 
 
 def _shares(settings: SpectrumSettings, n: int) -> tuple[int, int, int, list[str]]:

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
+from landscape.arithmetic import strict_arithmetic
 from landscape.batches import length_of, take
+from landscape.curvature import builder_of
 from landscape.errors import LandscapeError
 from landscape.linalg.probes import sphere
 from landscape.objective import Objective
@@ -31,24 +35,44 @@ def product_error(objective: Objective, operator: str, seed: int) -> float:
     if objective.cuttable and length_of(batch) > SAMPLES:
         batch = take(batch, slice(0, SAMPLES))
     small = objective.with_batches([batch])
-    operator_small = CurvatureOperator(small, operator, strategy="recompute", batch_size=length_of(batch) or None)
+    product = _product(small, operator)
     generator = torch.Generator().manual_seed(seed)
-    first = sphere(operator_small.n, 1, generator=generator, dtype=objective.dtype, device=objective.device)
-    images = [operator_small(first)]
+    n = objective.layout.total
+    first = sphere(n, 1, generator=generator, dtype=objective.dtype, device=objective.device)
+    images = [product(first)]
     length = float(images[0].norm())
     if length == 0.0:
         return 0.0
     second = images[0] / length
-    images.append(operator_small(second))
+    images.append(product(second))
+    del product
     scale = float(images[1].norm())
     if objective.dtype == torch.float64:
         return FLOAT64_ULPS * torch.finfo(torch.float64).eps * scale
     try:
-        wide = CurvatureOperator(small.in_dtype(torch.float64), operator, strategy="recompute")
+        wide = _product(small.in_dtype(torch.float64), operator)
         errors = [_distance(wide(v.double()), image) for v, image in zip((first, second), images, strict=True)]
     except (RuntimeError, LandscapeError):
         return FALLBACK_ULPS * float(torch.finfo(objective.dtype).eps) * scale
     return SAFETY * max(errors)
+
+
+def _product(objective: Objective, operator: str) -> Callable[[Tensor], Tensor]:
+    """Products with [n, 1] over the only batch: double backward without any planning, where the model allows it."""
+    try:
+        with strict_arithmetic():
+            block = builder_of(operator, "recompute", "reverse", False)(objective, objective.batches[0])
+    except (RuntimeError, NotImplementedError):
+        return CurvatureOperator(objective, operator, strategy="recompute")
+    layout, shift = objective.layout, objective.weight_decay if operator != "residual" else 0.0
+
+    def product(vector: Tensor) -> Tensor:
+        with strict_arithmetic():
+            parts = block(layout.unflatten(vector.T.contiguous()))
+        total = torch.cat([p.reshape(1, -1) for p in parts], dim=1).T / objective.count
+        return total + shift * vector
+
+    return product
 
 
 def _distance(truth: Tensor, image: Tensor) -> float:

@@ -1,0 +1,78 @@
+"""The measurement itself; `benchmarks/run.py` starts it in .bench-env."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from pathlib import Path
+
+import torch
+
+from benchmarks import page
+from benchmarks.memory import KRYLOV, measured
+from benchmarks.problems import cnn_case, mlp_case
+from benchmarks.rows import Bench, Effort
+from benchmarks.truth import reference_of, truth_of
+from landscape.objective import build_objective
+from landscape.operators import CurvatureOperator
+
+ROWS = ("products", "top", "bottom", "density", "memory")
+
+
+def arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="benchmarks/run.py", description=__doc__)
+    parser.add_argument("--only", choices=ROWS, nargs="+", default=ROWS, help="rows to measure")
+    parser.add_argument("--repetitions", type=int, default=7)
+    parser.add_argument("--threads", type=int, default=min(2, os.cpu_count() or 1))
+    parser.add_argument("--quick", action="store_true", help="two repetitions, few references: for trying it out")
+    parser.add_argument(
+        "--out", type=Path, default=Path("docs/benchmarks.md"), help="with all rows; '-' writes nothing"
+    )
+    return parser.parse_args()
+
+
+def main() -> None:
+    asked = arguments()
+    effort = Effort(2, 30.0) if asked.quick else Effort(asked.repetitions, 240.0)
+    load = os.getloadavg()[0]
+    torch.set_num_threads(asked.threads)
+    parts: list[str] = []
+
+    def show(text: str) -> None:
+        parts.append(text)
+        print(text, flush=True)
+
+    if set(asked.only) - {"memory"}:
+        case = mlp_case()
+        bench = Bench(case, effort)
+        truth = truth_of(case)
+        show(
+            f"## {case.name}, ReLU, {case.parameters:,} parameters, digits (N = {case.samples}), float32\n\n"
+            f"Largest eigenvalues {truth.top[0]:.5g} … {truth.top[-1]:.5g}, most negative {truth.bottom[0]:.5g}; "
+            f"the two references agree to {truth.disagreement:.1e}.\n"
+        )
+        if "products" in asked.only:
+            show(page.product_table(bench.products(truth.operator)))
+            network = cnn_case()
+            wide = CurvatureOperator(build_objective(network.problem(), dtype=torch.float64))
+            show(page.product_table(Bench(network, effort).products(wide)))
+        if "top" in asked.only:
+            show(page.race_table(bench.top(truth)))
+        if "bottom" in asked.only:
+            show(page.race_table(bench.bottom(truth)))
+        if "density" in asked.only:
+            reference = reference_of(truth, *((4, 80) if asked.quick else (16, 100)))
+            show(page.race_table(bench.density(truth, reference)))
+    if "memory" in asked.only:
+        limits = (None, "6GB", "4GB")
+        show(page.memory_table([measured(limit, 20 if asked.quick else KRYLOV) for limit in limits]))
+    if str(asked.out) == "-" or asked.quick or set(asked.only) != set(ROWS):
+        print("docs/benchmarks.md is left as it is", file=sys.stderr)
+        return
+    page.write(asked.out, [page.machine(load), *parts])
+    print(f"wrote {asked.out}", file=sys.stderr)
+
+
+if __name__ == "__main__":
+    main()

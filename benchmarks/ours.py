@@ -1,0 +1,61 @@
+"""This project, as a user of the library gets it cheapest; construction, planning and noise included."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from benchmarks.problems import Case
+from benchmarks.truth import Measure
+from landscape.linalg.probes import sphere
+from landscape.linalg.quadrature import gauss, tridiagonalise
+from landscape.objective import Objective, build_objective, gradients
+from landscape.operators import CurvatureOperator
+from landscape.spectral.extremes import basis_limit, find_extremes
+from landscape.spectral.noise import product_error
+
+
+def extremes(case: Case, seed: int, *, top: int, bottom: int, rtol: float, expected: int) -> np.ndarray:
+    """Eigenvalues with certified residuals: top descending, or bottom ascending."""
+    objective = build_objective(case.problem())
+    operator = CurvatureOperator(objective, expected_products=expected)
+    found = find_extremes(
+        operator, top=top, bottom=bottom, rtol=rtol, tau=1e-6, noise=product_error(objective, "hessian", seed),
+        max_products=1000, max_basis=basis_limit(operator, None, top + bottom),
+        generator=torch.Generator().manual_seed(seed),
+    )  # fmt: skip
+    return np.r_[found.top_value, found.bottom_value]
+
+
+def density(case: Case, seed: int, *, probes: int, steps: int) -> Measure:
+    """Quadrature, in blocks as wide as the operator plans."""
+    operator = CurvatureOperator(build_objective(case.problem()), expected_products=probes * steps)
+    generator = torch.Generator().manual_seed(seed)
+    width = max(1, operator.plan.block)
+    nodes, weights = [], []
+    for start in range(0, probes, width):
+        count = min(width, probes - start)
+        starts = sphere(operator.n, count, generator=generator, dtype=operator.dtype, device=operator.device)
+        rule = gauss(tridiagonalise(operator, starts, steps))
+        nodes.append(rule.nodes.ravel())
+        weights.append(rule.weights.ravel() / probes)
+    return Measure(np.concatenate(nodes), np.concatenate(weights))
+
+
+def operator_of(case: Case, expected: int = 640, **options: Any) -> tuple[CurvatureOperator, Objective]:
+    """The operator of a long job, and the objective cut as it planned."""
+    objective = build_objective(case.problem())
+    operator = CurvatureOperator(objective, expected_products=expected, **options)
+    return operator, objective.with_chunks(operator.plan.chunk)
+
+
+def gradient(objective: Objective) -> list[Tensor]:
+    """One gradient over all data in the objective's chunks: the unit in which products are counted."""
+    total = [torch.zeros_like(p) for p in objective.parameters]
+    for batch in objective.batches:
+        for t, g in zip(total, gradients(objective.batch_sum(batch)[0], objective.parameters), strict=True):
+            t += g
+    return total

@@ -1,0 +1,160 @@
+"""Imports point down the layers, and files stay readable: read off the source, nothing is imported."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+SOURCE = Path(__file__).parents[1] / "src" / "landscape"
+RANKS: dict[str, int] = {
+    name: rank
+    for rank, names in enumerate(
+        (
+            "errors settings interrupts identity",
+            "linalg",
+            "parameters problem batches arithmetic memory objective curvature planning operators results",
+            "spectral diagnosis models data",
+            "analyses",
+            "atomic checkpoint unpickling weights fitting exported loading problem_file coordinates store sweep "
+            "run_files training executors figures",
+            "cli",
+        )
+    )
+    for name in names.split()
+}
+# The package itself: `__init__` resolves names on first use, `__main__` is the command.
+ROOTS = {"__init__": 6, "__main__": 6}
+PRINTERS = {("executors", "print_line")}  # the line protocol between processes
+FILES = sorted(SOURCE.rglob("*.py"))
+
+
+def module_of(path: Path) -> str:
+    """ "cli.app", "linalg" (for its __init__), "operators"."""
+    parts = path.relative_to(SOURCE).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" and len(parts) > 1 else parts)
+
+
+MODULES = {module_of(p): ast.parse(p.read_text()) for p in FILES}
+
+
+def is_type_checking(node: ast.AST) -> bool:
+    return isinstance(node, ast.If) and ast.unparse(node.test) in ("TYPE_CHECKING", "typing.TYPE_CHECKING")
+
+
+def walk(node: ast.AST) -> Iterator[ast.AST]:
+    """All nodes that run, at any depth: `if TYPE_CHECKING` bodies do not."""
+    yield node
+    children = node.orelse if is_type_checking(node) else ast.iter_child_nodes(node)  # type: ignore[attr-defined]
+    for child in children:
+        yield from walk(child)
+
+
+def imports(module: str) -> set[str]:
+    """Dotted names of everything a module imports; "from a import b" counts as a.b where that is a module."""
+    found: set[str] = set()
+    for node in walk(MODULES[module]):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{module}: relative import"
+            base = node.module or ""
+            for alias in node.names:
+                inner = f"{base}.{alias.name}".removeprefix("landscape.")
+                found.add(f"landscape.{inner}" if base.split(".")[0] == "landscape" and inner in MODULES else base)
+    return found
+
+
+def ours(module: str) -> set[str]:
+    return {name.removeprefix("landscape.") for name in imports(module) if name.startswith("landscape.")}
+
+
+def rank(module: str) -> int:
+    top = module.split(".")[0]
+    return ROOTS[module] if module in ROOTS else RANKS[top]
+
+
+def test_every_module_has_its_place() -> None:
+    there = {m.split(".")[0] for m in MODULES} - set(ROOTS)
+    assert there - set(RANKS) == set(), "name its layer in RANKS"
+    assert set(RANKS) - there == set(), "gone from the source"
+
+
+@pytest.mark.parametrize("module", sorted(set(MODULES) - set(ROOTS)))
+def test_imports_point_down(module: str) -> None:
+    up = {m for m in ours(module) if rank(m) > rank(module)}
+    assert not up, f"{module} (layer {rank(module)}) imports {sorted(up)}"
+
+
+@pytest.mark.parametrize("package", ["linalg", "analyses"])
+def test_siblings_do_not_import_each_other(package: str) -> None:
+    inside = {m for m in MODULES if m.startswith(package)}
+    assert {m: sorted(ours(m) & (inside - {package})) for m in inside if ours(m) & (inside - {package})} == {}
+
+
+def test_no_cycles_when_modules_are_loaded() -> None:
+    """Imports inside functions cannot deadlock, but a cycle among modules of one layer is no layering either."""
+    graph = {m: {d for d in ours(m) if d in MODULES and d != m} for m in MODULES if m not in ROOTS}
+    seen: dict[str, int] = {}
+
+    def visit(module: str, path: tuple[str, ...]) -> None:
+        assert module not in path, " -> ".join((*path[path.index(module) :], module))
+        if module not in seen:
+            for below in graph.get(module, ()):
+                visit(below, (*path, module))
+            seen[module] = 1
+
+    for module in graph:
+        visit(module, ())
+
+
+def test_the_package_itself_imports_nothing_heavy() -> None:
+    assert imports("__init__") <= {"__future__", "importlib", "typing"}
+
+
+@pytest.mark.parametrize(("library", "home"), [("h5py", "store"), ("typer", "cli"), ("rich", "cli")])
+def test_one_home_for_a_library(library: str, home: str) -> None:
+    users = {m for m in MODULES if any(name.split(".")[0] == library for name in imports(m))}
+    assert users, f"nothing uses {library}"
+    assert {m for m in users if m.split(".")[0] != home} == set()
+
+
+def printing(module: str) -> Iterator[str]:
+    """Functions (outermost) that call print, write to sys.stdout/stderr or use click/typer echo."""
+    for top in MODULES[module].body:
+        for node in walk(top):
+            if isinstance(node, ast.Call) and ast.unparse(node.func) in (
+                "print",
+                "sys.stdout.write",
+                "sys.stderr.write",
+                "typer.echo",
+            ):
+                yield getattr(top, "name", "<module>")
+
+
+def test_only_the_command_line_prints() -> None:
+    talking = {(m, f) for m in MODULES if m.split(".")[0] != "cli" for f in printing(m)}
+    assert talking <= PRINTERS
+
+
+def test_detectors_detect() -> None:
+    """The walkers above see what they should: a function-level import, a guarded one not, a print."""
+    assert "linalg.lanczos" in ours("spectral.extremes")
+    assert "analyses.spectrum" not in ours("__init__")  # TYPE_CHECKING only
+    assert ("executors", "print_line") in {("executors", f) for f in printing("executors")}
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(SOURCE)))
+def test_files_and_functions_are_short(path: Path) -> None:
+    text = path.read_text()
+    assert len(text.splitlines()) <= 400
+    functions = (n for n in ast.walk(ast.parse(text)) if isinstance(n, ast.FunctionDef | ast.AsyncFunctionDef))
+    # From the first statement on: the signature of a command is its list of options.
+    long = {f.name: (f.end_lineno or 0) - f.body[0].lineno + 1 for f in functions}
+    assert {name: lines for name, lines in long.items() if lines > 60} == {}
+
+
+def test_no_drawer_of_odds_and_ends() -> None:
+    assert {p.stem for p in FILES} & {"utils", "util", "helpers", "misc", "common"} == set()

@@ -1,0 +1,62 @@
+"""Documentation that fails the build when it is stale: help pages, and every command and snippet of the README."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+README = (ROOT / "README.md").read_text()
+
+
+def test_cli_page_is_what_help_prints() -> None:
+    spec = importlib.util.spec_from_file_location("cli_page", ROOT / "tools" / "cli_page.py")
+    assert spec is not None
+    assert spec.loader is not None
+    page = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(page)
+    text = page.PAGE.read_text()
+    assert page.rendered(text) == text, "run python tools/cli_page.py"
+    assert text.count("<!-- help:") == 5
+
+
+def test_links_of_the_pages_lead_somewhere() -> None:
+    for page in (ROOT / "README.md", *(ROOT / "docs").glob("*.md")):
+        for target in re.findall(r"\]\(([^)#:]+)\)", page.read_text()):
+            assert (page.parent / target).exists(), f"{page.name} links to {target}"
+
+
+@pytest.mark.slow
+def test_readme_commands_and_snippets_run(tmp_path: Path) -> None:
+    """In an empty folder, in order, as a newcomer would."""
+    snippets = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    commands = re.findall(r"```sh\n(.*?)```", README, re.DOTALL)
+    problem, make, library = snippets
+    assert len(problem.strip().splitlines()) <= 16
+    (tmp_path / "problem.py").write_text(problem)
+    (tmp_path / "make_checkpoints.py").write_text(make)
+    (tmp_path / "library.py").write_text(library)
+    binaries = Path(sys.executable).parent
+    environment = {**os.environ, "PATH": f"{binaries}{os.pathsep}{os.environ['PATH']}", "OMP_NUM_THREADS": "1"}
+    for command in ("\n".join(commands), "python library.py"):
+        done = subprocess.run(
+            ["bash", "-e", "-c", command], cwd=tmp_path, capture_output=True, text=True, env=environment, timeout=400
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+    assert len(list((tmp_path / "landscape-results").rglob("*.spectrum.h5"))) == 3
+    assert (tmp_path / "landscape-results" / "spectra.png").stat().st_size > 10_000
+    assert (tmp_path / "spectra.csv").read_text().count("\n") == 4
+
+
+@pytest.mark.skipif(shutil.which("make") is None, reason="make is not installed")
+def test_makefile_runs_what_the_readme_promises() -> None:
+    for target, expected in (("demo", "landscape spectrum"), ("test", "pytest")):
+        shown = subprocess.run(["make", "-n", target], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+        assert expected in shown

@@ -1,0 +1,51 @@
+"""Amounts of memory, and what graphs are counted to keep."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from landscape.errors import UsageError
+from landscape.memory import count_saved, keep_budget, parse_bytes, usable_bytes
+
+POWERS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12, "ki": 2**10, "mi": 2**20, "gi": 2**30, "ti": 2**40}
+
+
+@given(
+    st.integers(1, 4096), st.sampled_from(sorted(POWERS)), st.sampled_from(["", "b", "B"]), st.sampled_from(["", " "])
+)
+def test_amounts(number: int, unit: str, letter: str, space: str) -> None:
+    for text in (unit, unit.upper(), unit.title()):
+        assert parse_bytes(f"{space}{number}{space}{text}{letter}{space}") == number * POWERS[unit]
+
+
+@given(st.text(max_size=12) | st.from_regex(r"[0-9.]{1,400}[kmgtib]*", fullmatch=True))
+def test_anything_else_is_refused_or_positive(text: str) -> None:
+    try:
+        assert parse_bytes(text) > 0
+    except UsageError as error:
+        assert error.hint  # noqa: PT017
+
+
+@pytest.mark.parametrize("text", ["", "0", "0GB", "-1GB", "0.4", "1.2.3GB", "5i", "5 PB", "9" * 400, "nan", "lots"])
+def test_refused(text: str) -> None:
+    with pytest.raises(UsageError):
+        parse_bytes(text)
+
+
+def test_a_limit_counts_what_the_process_holds() -> None:
+    cpu = torch.device("cpu")
+    assert usable_bytes(cpu, 1) == 0
+    assert 0 < usable_bytes(cpu, 10**15) < 10**15
+    assert keep_budget(cpu, 10**18) == pytest.approx(0.1 * usable_bytes(cpu), rel=0.5)
+
+
+def test_saved_storages_count_once_and_ignored_ones_not() -> None:
+    x, w = torch.randn(100), torch.randn(100, requires_grad=True)
+    with count_saved((x, w)) as saved:
+        y = (x * w).exp()  # saves its result, 400 bytes; x and w are ignored
+        total = (y * y).sum() + (y * y[:50].sum()).sum()
+    assert total.requires_grad
+    assert 400 <= saved.total <= 500

@@ -1,0 +1,104 @@
+"""The caller's things stay as they were; value, gradient and count are exact over any batches."""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
+
+import models_zoo
+from landscape.errors import LandscapeError
+from landscape.objective import build_objective
+from landscape.operators import CurvatureOperator
+from landscape.problem import Problem
+from test_problem import REFUSED, data, model
+
+
+def state(net: nn.Module) -> list[Any]:
+    """Everything of a model that a tool could change."""
+    named = [*net.named_parameters(remove_duplicate=False), *net.named_buffers(remove_duplicate=False)]
+    tensors = [(n, id(t), t.detach().clone(), t.dtype, t.device, t.requires_grad, t.grad) for n, t in named]
+    return [*tensors, [m.training for m in net.modules()], [len(m._forward_hooks) for m in net.modules()]]
+
+
+def assert_same(before: list[Any], after: list[Any]) -> None:
+    assert len(before) == len(after)
+    for old, new in zip(before, after, strict=True):
+        if isinstance(old, tuple):
+            assert torch.equal(old[2].nan_to_num(), new[2].nan_to_num()), old[0]
+            assert (*old[:2], *old[3:]) == (*new[:2], *new[3:])
+        else:
+            assert old == new
+
+
+@pytest.mark.parametrize("name", models_zoo.ZOO)
+def test_the_callers_model_is_untouched(name: str) -> None:
+    problem = models_zoo.build(name)
+    problem.model.train()
+    next(problem.model.parameters()).requires_grad_(False)
+    before, generator = state(problem.model), torch.get_rng_state()
+    objective = build_objective(problem, dtype=torch.float64)
+    objective.value_and_gradient()
+    op = CurvatureOperator(objective, batch_size=3, strategy="kept")
+    op(torch.ones(op.n, 2, dtype=torch.float64))
+    assert_same(before, state(problem.model))
+    assert torch.equal(generator, torch.get_rng_state())
+
+
+@pytest.mark.parametrize("case", [c for c in REFUSED if c not in ("random loader",)])
+def test_also_when_it_raises(case: str) -> None:
+    try:
+        problem = REFUSED[case][2]()
+    except LandscapeError:
+        return  # refused before anything could be touched
+    before, generator = state(problem.model), torch.get_rng_state()
+    with suppress(LandscapeError):
+        build_objective(problem)
+        pytest.fail("accepted")
+    assert_same(before, state(problem.model))
+    assert torch.equal(generator, torch.get_rng_state())
+
+
+def test_reading_a_data_loader_leaves_the_generator_alone() -> None:
+    """Each pass over a DataLoader draws a seed from the global generator."""
+    problem = Problem(model(), DataLoader(TensorDataset(*data()), batch_size=4), "cross_entropy")
+    generator = torch.get_rng_state()
+    build_objective(problem)
+    assert torch.equal(generator, torch.get_rng_state())
+
+
+@pytest.mark.parametrize("name", models_zoo.ZOO)
+def test_gradient_is_the_slope_of_the_value(name: str) -> None:
+    """Fourth-order central differences: rounding eps·L/step ~ 1e-12, truncation step⁴ ~ 1e-12."""
+    objective = build_objective(replace(models_zoo.build(name), weight_decay=0.2), dtype=torch.float64)
+    theta, (_, gradient) = objective.point(), objective.value_and_gradient()
+    direction = torch.nn.functional.normalize(torch.ones_like(theta) + theta, dim=0)
+    values = []
+    for k in (-2, -1, 1, 2):
+        with torch.no_grad():
+            for p, v in zip(
+                objective.parameters, objective.layout.unflatten(theta + k * 1e-3 * direction), strict=True
+            ):
+                p.copy_(v)
+        values.append(objective.value())
+    a, b, c, d = values
+    assert (a - 8 * b + 8 * c - d) / 12e-3 == pytest.approx(
+        float(gradient @ direction), abs=1e-9 * (1 + float(gradient.norm()))
+    )
+
+
+def test_half_precision_models_are_analysed_in_float32() -> None:
+    assert build_objective(Problem(model().to(torch.bfloat16), data(), "cross_entropy")).dtype == torch.float32
+
+
+def test_non_finite_points_are_found_on_any_batch() -> None:
+    """Only the second batch overflows."""
+    net = nn.Linear(1, 1)
+    batches = [(torch.ones(2, 1), torch.ones(2, 1)), (torch.full((2, 1), 3e38), torch.full((2, 1), -3e38))]
+    with pytest.raises(LandscapeError, match="loss at the checkpoint is inf"):
+        build_objective(Problem(net, batches, "mse"))

@@ -1,0 +1,183 @@
+"""What is refused, why, and what is not: problems, data and losses."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils.data import DataLoader, TensorDataset, WeightedRandomSampler
+
+from landscape.errors import LandscapeError, NumericalError, ProblemError, UsageError
+from landscape.objective import build_objective
+from landscape.problem import Problem
+
+
+def model() -> nn.Module:
+    return nn.Sequential(nn.Linear(4, 5), nn.Tanh(), nn.Linear(5, 3))
+
+
+def data(samples: int = 9) -> tuple[Tensor, Tensor]:
+    g = torch.Generator().manual_seed(0)
+    return torch.randn(samples, 4, generator=g), torch.randint(3, (samples,), generator=g)
+
+
+def summed(m: nn.Module, batch: Any) -> tuple[Tensor, int]:
+    return F.cross_entropy(m(batch[0]), batch[1], reduction="sum"), len(batch[1])
+
+
+class RandomLoader:
+    def __iter__(self) -> Iterator[Any]:
+        return iter([(torch.randn(3, 4), torch.tensor([0, 1, 2]))])
+
+
+class Dropping(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(4, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.dropout(self.linear(x), 0.5)  # training=True is the default, also in eval mode
+
+
+class Counting(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(4, 3)
+        self.register_buffer("calls", torch.zeros(()))
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.calls += 1
+        return self.linear(x)
+
+
+def loader(**options: Any) -> DataLoader[Any]:
+    return DataLoader(TensorDataset(*data()), batch_size=4, **options)
+
+
+def with_nan(where: str) -> Problem:
+    net, (x, y) = model(), data()
+    with torch.no_grad():
+        (net[0].weight if where == "weights" else x)[0, 0] = float("nan")
+    return Problem(net, (x, y), "cross_entropy")
+
+
+def train_mode(m: nn.Module, batch: Any) -> tuple[Tensor, int]:
+    m.train()
+    return summed(m, batch)
+
+
+REFUSED: dict[str, tuple[type[LandscapeError], str, Callable[[], Any]]] = {
+    "shuffling": (ProblemError, "RandomSampler", lambda: Problem(model(), loader(shuffle=True), "mse")),
+    "weighted": (
+        ProblemError,
+        "WeightedRandomSampler",
+        lambda: Problem(model(), loader(sampler=WeightedRandomSampler([1.0] * 9, 9)), "mse"),
+    ),
+    "generator": (ProblemError, "one-shot", lambda: Problem(model(), (b for b in [data()]), "mse")),
+    "random loader": (ProblemError, "two passes", lambda: Problem(model(), RandomLoader(), summed)),
+    "dropout": (ProblemError, "differently twice", lambda: Problem(Dropping(), data(), "cross_entropy")),
+    "buffers": (ProblemError, "'calls'", lambda: Problem(Counting(), data(), "cross_entropy")),
+    "train mode": (ProblemError, "train mode", lambda: Problem(model(), data(), train_mode)),
+    "vector loss": (
+        ProblemError,
+        "not a scalar",
+        lambda: Problem(model(), data(), lambda m, b: (F.cross_entropy(m(b[0]), b[1], reduction="none"), 9)),
+    ),
+    "bare loss": (ProblemError, "not the pair", lambda: Problem(model(), data(), lambda m, b: summed(m, b)[0])),
+    "zero counts": (ProblemError, "add up to 0", lambda: Problem(model(), data(), lambda m, b: (summed(m, b)[0], 0))),
+    "all ignored": (
+        ProblemError,
+        "add up to 0",
+        lambda: Problem(model(), (data()[0], torch.full((9,), -100)), "cross_entropy"),
+    ),
+    "empty pair": (ProblemError, "empty", lambda: Problem(model(), data(0), "cross_entropy")),
+    "empty list": (ProblemError, "empty", lambda: Problem(model(), [], "cross_entropy")),
+    "lengths": (ProblemError, "9 inputs but 8", lambda: Problem(model(), (data()[0], data(8)[1]), "cross_entropy")),
+    "NaN data": (ProblemError, "NaN", lambda: with_nan("data")),
+    "NaN weights": (NumericalError, "nan", lambda: with_nan("weights")),
+    "shapes": (ProblemError, "outputs have shape", lambda: Problem(model(), (data()[0], torch.zeros(9, 2)), "mse")),
+    "bce shapes": (ProblemError, "outputs have shape", lambda: Problem(model(), (data()[0], torch.zeros(9)), "bce")),
+    "class shapes": (
+        ProblemError,
+        "do not fit",
+        lambda: Problem(model(), (data()[0], data()[1][:, None]), "cross_entropy"),
+    ),
+    "labels": (
+        ProblemError,
+        "fails on the data",
+        lambda: Problem(model(), (data()[0], data()[1] + 3), "cross_entropy"),
+    ),
+    "width": (
+        ProblemError,
+        "fails on the data",
+        lambda: Problem(model(), (torch.zeros(9, 5), data()[1]), "cross_entropy"),
+    ),
+    "not batches": (ProblemError, "needs batches", lambda: Problem(model(), [data()[0]], "cross_entropy")),
+    "DDP": (
+        ProblemError,
+        "DistributedDataParallel",
+        lambda: Problem(
+            nn.parallel.DistributedDataParallel.__new__(nn.parallel.DistributedDataParallel), data(), "mse"
+        ),
+    ),
+    "DataParallel": (ProblemError, "DataParallel", lambda: Problem(nn.DataParallel(model()), data(), "mse")),
+    "not a module": (ProblemError, "not a torch.nn.Module", lambda: Problem(lambda x: x, data(), "mse")),
+    "frozen": (ProblemError, "no trainable", lambda: Problem(model().requires_grad_(False), data(), "mse")),
+    "loss name": (ProblemError, "no built-in loss 'hinge'", lambda: Problem(model(), data(), "hinge")),
+    "loss type": (ProblemError, "not a name or a function", lambda: Problem(model(), data(), 3)),
+    "data type": (ProblemError, "the data is a int", lambda: Problem(model(), 3, "mse")),
+    "weight decay": (ProblemError, "weight_decay", lambda: Problem(model(), data(), "mse", weight_decay=-1.0)),
+    "NaN weight decay": (
+        ProblemError,
+        "weight_decay",
+        lambda: Problem(model(), data(), "mse", weight_decay=float("nan")),
+    ),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_refusals_say_why(case: str) -> None:
+    kind, words, build = REFUSED[case]
+    with pytest.raises(kind) as caught:
+        build_objective(build())
+    assert words in caught.value.message
+    if case not in ("weight decay", "NaN weight decay"):
+        assert caught.value.hint
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
+def test_torchscript_is_refused() -> None:
+    with pytest.raises(ProblemError, match="TorchScript"):
+        Problem(torch.jit.trace(model(), data()[0]), data(), "cross_entropy")
+
+
+def test_a_pattern_that_matches_nothing_names_the_neighbours() -> None:
+    with pytest.raises(UsageError, match="matches none of the 4") as caught:
+        build_objective(Problem(model(), data(), "cross_entropy"), params=["0.weights"])
+    assert "0.weight" in (caught.value.hint or "")
+
+
+def test_mse_takes_a_trailing_one_and_flattened_images_but_no_transposes() -> None:
+    x, net = torch.randn(6, 4), nn.Linear(4, 1)
+    column, flat = torch.randn(6, 1), None
+    values = [build_objective(Problem(net, (x, t), "mse")).value() for t in (column, column[:, 0])]
+    assert values[0] == values[1]
+    assert flat is None
+    image = nn.Sequential(nn.Linear(4, 6))
+    assert build_objective(Problem(image, (x, torch.randn(6, 1, 2, 3)), "mse")).count == 6
+    grid = nn.Sequential(nn.Linear(4, 6), nn.Unflatten(1, (2, 3)))
+    with pytest.raises(ProblemError, match="outputs have shape"):
+        build_objective(Problem(grid, (x, torch.randn(6, 3, 2)), "mse"))
+
+
+def test_an_ordered_loader_is_fine() -> None:
+    x, y = data()
+    net = model()
+    a = build_objective(Problem(net, loader(), "cross_entropy"), dtype=torch.float64).value_and_gradient()
+    b = build_objective(Problem(net, (x, y), "cross_entropy"), dtype=torch.float64).value_and_gradient()
+    assert abs(a[0] - b[0]) < 1e-14
+    torch.testing.assert_close(a[1], b[1], rtol=1e-13, atol=1e-15)
