@@ -61,14 +61,6 @@ def test_density_is_per_decade_of_the_axis() -> None:
     assert np.trapezoid(curve.y, to_axis(curve.x, width)) == pytest.approx(48, rel=1e-3)
 
 
-def test_smoothing_kernel_has_one_width_on_the_axis() -> None:
-    result = stored(probed())
-    width = linear_width(result)
-    grid, kernel = result.arrays["grid"].values, result.arrays["kernel_width"].values
-    on_axis = kernel / (np.log(10) * np.hypot(grid, width))
-    assert on_axis.max() / on_axis.min() < 1.05
-
-
 def test_all_eigenvalues_are_counted() -> None:
     eigenvalues = np.concatenate([np.full(7, 1e-17), np.full(6, -1e-17), [-0.5, -1e-3, 1e-3, 2.0]])
     result = stored(spectrum_of(eigenvalues))

@@ -83,8 +83,16 @@ def share_of(batches: Sequence[Batch], batch: Batch) -> float:
 
 
 def move(batch: Batch, device: torch.device, dtype: torch.dtype) -> Batch:
-    """To a device; floating-point tensors also to `dtype`, integers and booleans as they are."""
-    return map_tensors(batch, lambda t: t.to(device, dtype if t.is_floating_point() else t.dtype))
+    """To a device; floating-point tensors also to `dtype`, integers and booleans as they are.
+
+    Tensors made in inference mode are copied: they could not enter a graph.
+    """
+
+    def moved(tensor: Tensor) -> Tensor:
+        there = tensor.to(device, dtype if tensor.is_floating_point() else tensor.dtype)
+        return there.clone() if there.is_inference() else there
+
+    return map_tensors(batch, moved)
 
 
 def size_in_bytes(batch: Batch) -> int:

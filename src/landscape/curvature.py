@@ -17,6 +17,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
+from landscape.arithmetic import is_out_of_memory
 from landscape.errors import ProblemError
 from landscape.objective import Objective, gradients
 from landscape.problem import Batch
@@ -35,6 +36,24 @@ def _loop(one: Product) -> Product:
         if width == 1:
             return tuple(c.unsqueeze(0) for c in columns[0])
         return tuple(torch.stack(parts) for parts in zip(*columns, strict=True))
+
+    return block
+
+
+def _vmapped(one: Product) -> Product:
+    """A block product by vmap; vector by vector where vmap has no rule (GroupNorm), with the same numbers."""
+    loop, able = _loop(one), True
+
+    def block(vectors: Tensors) -> Tensors:
+        nonlocal able
+        if able and vectors[0].shape[0] > 1:
+            try:
+                return torch.func.vmap(one)(vectors)
+            except RuntimeError as error:
+                if is_out_of_memory(error):
+                    raise
+                able = False
+        return loop(vectors)
 
     return block
 
@@ -168,12 +187,7 @@ def hessian_linearized(objective: Objective, batch: Batch) -> Product:
         warnings.filterwarnings("ignore", message="Attempted to insert a get_attr Node")
         _, push = torch.func.linearize(torch.func.grad(_functional(objective, batch)), parameters)
 
-    def block(vectors: Tensors) -> Tensors:
-        if vectors[0].shape[0] == 1:
-            return tuple(t.unsqueeze(0) for t in push(tuple(v[0] for v in vectors)))
-        return torch.func.vmap(push)(vectors)  # type: ignore[no-any-return,unused-ignore]
-
-    return block
+    return _vmapped(push)
 
 
 def hessian_forward(objective: Objective, batch: Batch) -> Product:
@@ -184,12 +198,7 @@ def hessian_forward(objective: Objective, batch: Batch) -> Product:
     def one(vectors: Tensors) -> Tensors:
         return cast(Tensors, torch.func.jvp(gradient, (parameters,), (vectors,))[1])
 
-    def block(vectors: Tensors) -> Tensors:
-        if vectors[0].shape[0] == 1:
-            return tuple(t.unsqueeze(0) for t in one(tuple(v[0] for v in vectors)))
-        return torch.func.vmap(one)(vectors)  # type: ignore[no-any-return,unused-ignore]
-
-    return block
+    return _vmapped(one)
 
 
 def ggn_linearized(objective: Objective, batch: Batch) -> Product:
@@ -214,12 +223,7 @@ def ggn_linearized(objective: Objective, batch: Batch) -> Product:
         curved = torch.func.jvp(slope, (outputs,), (push(vectors),))[1]
         return cast(Tensors, pull(curved)[0])
 
-    def block(vectors: Tensors) -> Tensors:
-        if vectors[0].shape[0] == 1:
-            return tuple(t.unsqueeze(0) for t in one(tuple(v[0] for v in vectors)))
-        return torch.func.vmap(one)(vectors)  # type: ignore[no-any-return,unused-ignore]
-
-    return block
+    return _vmapped(one)
 
 
 class _Outputs(nn.Module):

@@ -139,11 +139,26 @@ class CurvatureOperator:
             try:
                 return self._apply(rows[: self.plan.block])
             except (RuntimeError, MemoryError) as error:
+                if not is_out_of_memory(error) and self.plan.block > 1 and self.plan.mode == "reverse":
+                    return self._singly(rows, error)
                 if not is_out_of_memory(error) or not self._shrink():
                     raise
             gc.collect()
             if self.device.type == "cuda":
                 torch.cuda.empty_cache()
+
+    def _singly(self, rows: Tensor, error: Exception) -> Tensor:
+        """One product without a block, and no blocks from now on, if it is the block that fails (GroupNorm)."""
+        before = self.plan
+        self.plan = replace(before, block=1)
+        self.release()
+        try:
+            product = self._apply(rows[:1])
+        except Exception:
+            self.plan = before
+            raise error from None
+        self._note(f"vector by vector: blocks of this width fail ({' '.join(str(error).split())[:120]})")
+        return product
 
     def _apply(self, rows: Tensor) -> Tensor:
         layout = self._objective.layout

@@ -107,8 +107,8 @@ def resolution(result: HasArrays) -> float:
 def linear_width(result: HasArrays) -> float:
     """Where the axis turns from linear to decades, so that noise around zero is not magnified.
 
-    For a smoothed density it is the point at which the kernel turns from constant to proportional: the kernel then
-    has the same width all along the axis. Where all eigenvalues are known it is tau.
+    For a smoothed density it is the point at which the narrowest kernel turns from constant to proportional. Where
+    all eigenvalues are known it is tau.
     """
     tau, kernel = scalar(result, "tau_absolute"), _kernel(result)
     widths = [tau] if math.isfinite(tau) else []

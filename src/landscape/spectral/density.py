@@ -7,8 +7,6 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.stats import t as student
 
-from landscape.linalg.quadrature import density as smoothed
-
 POINTS = 512
 # Standard deviation of the kernel, in units of asinh(λ/s): fine enough for outliers, smooth in the bulk.
 WIDTH = 0.08
@@ -20,7 +18,7 @@ RESOLUTION = 1e-3
 
 @dataclass(frozen=True)
 class Density:
-    """Density over λ on `grid` [g], integral 1 up to the variation of the kernel width."""
+    """Density over λ on `grid` [g], integral 1 (up to the ends of the grid), with its 95 % interval."""
 
     grid: np.ndarray
     density: np.ndarray
@@ -49,13 +47,14 @@ def spectral_density(
     everything = np.concatenate([nodes[weights > 0].ravel(), exact])
     scale = RESOLUTION * max(float(np.max(np.abs(everything), initial=0.0)), np.finfo(np.float64).tiny)
     u_min, u_max = (float(np.arcsinh(f(everything) / scale)) for f in (np.min, np.max))
-    u = np.linspace(u_min - 6 * WIDTH, u_max + 6 * WIDTH, POINTS)
+    probes = np.arcsinh(nodes / scale)
+    ends = _resolved_width(probes, weights, np.linspace(u_min, u_max, POINTS))[[0, -1]]
+    u = np.linspace(u_min - 5 * ends[0], u_max + 5 * ends[1], POINTS)  # room for the outermost kernels
     grid = scale * np.sinh(u)
     stretch = scale * np.cosh(u)  # dλ/du
-    probes = np.arcsinh(nodes / scale)
     width = _resolved_width(probes, weights, u)
-    certain = smoothed(np.arcsinh(exact / scale)[None, :], np.full((1, len(exact)), 1.0 / n), u, width)[0]
-    sampled = smoothed(probes, weights, u, width) if nodes.size else np.zeros((0, POINTS))
+    certain = _smoothed(np.arcsinh(exact / scale)[None, :], np.full((1, len(exact)), 1.0 / n), u, width)[0]
+    sampled = _smoothed(probes, weights, u, width) if nodes.size else np.zeros((0, POINTS))
     mean = certain + (sampled.mean(axis=0) if len(sampled) else 0.0)
     half = np.zeros(POINTS)
     if len(sampled) > 1:
@@ -63,11 +62,21 @@ def spectral_density(
     elif len(sampled) == 1:
         half = np.full(POINTS, np.inf)
     if coarse is not None and len(sampled):
-        half = half + np.abs(
-            sampled.mean(axis=0) - smoothed(np.arcsinh(coarse[0] / scale), coarse[1], u, width).mean(axis=0)
-        )
+        before = _smoothed(np.arcsinh(coarse[0] / scale), coarse[1], u, width)
+        half = half + np.abs(sampled.mean(axis=0) - before.mean(axis=0))
     low, high = np.maximum(mean - half, 0.0), mean + half
     return Density(grid, mean / stretch, low / stretch, high / stretch, width * stretch)
+
+
+def _smoothed(nodes: np.ndarray, weights: np.ndarray, u: np.ndarray, width: np.ndarray) -> np.ndarray:
+    """Density [b, g] of each row of nodes; every node has the width of its own place, so nothing is lost or gained."""
+    out = np.zeros((len(nodes), len(u)))
+    for row, node, weight in zip(out, nodes, weights, strict=True):
+        node, weight = node[weight > 0], weight[weight > 0]
+        sigma = np.interp(node, u, width)
+        z = (u[:, None] - node[None, :]) / sigma
+        row += np.exp(-0.5 * z**2) @ (weight / (np.sqrt(2 * np.pi) * sigma))
+    return out
 
 
 def _resolved_width(probes: np.ndarray, weights: np.ndarray, u: np.ndarray) -> np.ndarray:
