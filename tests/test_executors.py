@@ -230,6 +230,28 @@ def test_second_copy_of_a_signal_does_not_cut_the_clean_up() -> None:
         signal_myself(signal.SIGINT)
 
 
+class SignalsWhenDeleted:
+    def __del__(self) -> None:
+        os.kill(os.getpid(), signal.SIGTERM)
+        for _ in range(100):
+            time.sleep(0)  # the handler runs in here, where Python swallows every exception
+
+
+def test_a_signal_in_a_destructor_is_not_lost() -> None:
+    def work() -> None:
+        with interruptible():
+            for _ in range(3):
+                SignalsWhenDeleted()
+            time.sleep(5)
+
+    before = sys.unraisablehook
+    started = time.monotonic()
+    with pytest.raises(Interrupted):
+        work()
+    assert time.monotonic() - started < 4
+    assert sys.unraisablehook is before
+
+
 def test_ignored_signals_stay_ignored() -> None:
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:

@@ -82,6 +82,26 @@ def _pullback(outputs: Tensors, inputs: Tensors, batched: bool) -> Product:
     return pull
 
 
+def once_differentiable(total: Tensor) -> str | None:
+    """Name of a `torch.autograd.Function` in the loss's graph whose backward is marked `@once_differentiable`.
+
+    Through `autograd.grad(inputs=...)` torch drops the second derivative of such a function without a word: the node
+    that would raise leads to none of the inputs, and is never visited.
+    """
+    marked = torch.autograd.function.once_differentiable(_pullback).__code__
+    waiting, seen = [total.grad_fn], set()
+    while waiting:
+        node = waiting.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        function = getattr(node, "_forward_cls", None)
+        if any(getattr(getattr(function, how, None), "__code__", None) is marked for how in ("backward", "vjp")):
+            return str(function.__name__)  # type: ignore[union-attr]
+        waiting += [following for following, _ in node.next_functions]
+    return None
+
+
 def hessian_reverse(objective: Objective, batch: Batch, batched: bool = False) -> Product:
     """Double backward through a kept gradient graph (Pearlmutter 1994): two gradients a product."""
     parameters = objective.parameters

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import signal
+import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
+from typing import Any
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)  # Ctrl-C, a scheduler, a closed terminal
 # A scheduler may signal both us and our parent, which forwards it: the second copy must not cut the clean-up.
 GRACE_SECONDS = 1.0
+# Python swallows what is raised in a destructor or a weakref callback; the signal is then sent again after this.
+AGAIN_SECONDS = 0.01
 
 
 class Interrupted(BaseException):
@@ -34,6 +38,8 @@ class _State:
     depth = 0  # how many `deferred` blocks we are in
     pending: int | None = None  # signal that arrived inside one
     raised_at = float("-inf")
+    swallowed: int | None = None  # signal whose exception Python dropped
+    again: threading.Timer | None = None  # will send it once more
 
 
 def _on_signal(signum: int, frame: FrameType | None) -> None:
@@ -42,8 +48,35 @@ def _on_signal(signum: int, frame: FrameType | None) -> None:
     if _State.depth:
         _State.pending = signum
         return
-    _State.raised_at = time.monotonic()
+    _State.raised_at, _State.swallowed = time.monotonic(), None
     raise Interrupted(signum)
+
+
+def _resending(others: Callable[[Any], Any]) -> Callable[[Any], None]:
+    """A `sys.unraisablehook` that loses no interruption; everything else goes to `others`."""
+
+    def hook(unraisable: Any) -> None:
+        interruption = unraisable.exc_value
+        if not isinstance(interruption, Interrupted):
+            others(unraisable)
+            return
+        _forget()
+        main = threading.main_thread().ident
+        assert main is not None
+        _State.swallowed = interruption.signum
+        _State.again = threading.Timer(AGAIN_SECONDS, signal.pthread_kill, (main, interruption.signum))
+        _State.again.daemon = True
+        _State.again.start()
+
+    return hook
+
+
+def _forget() -> None:
+    """Listen again at once, and take back what is about to be sent."""
+    if _State.again is not None:
+        _State.again.cancel()
+        _State.again.join()
+    _State.raised_at, _State.pending, _State.swallowed, _State.again = float("-inf"), None, None, None
 
 
 @contextmanager
@@ -56,19 +89,25 @@ def interruptible() -> Iterator[None]:
         yield
         return
     before = {signum: signal.getsignal(signum) for signum in SIGNALS}
+    outermost = all(handler is not _on_signal for handler in before.values())
+    hook_before = sys.unraisablehook
+    sys.unraisablehook = _resending(hook_before)
     for signum, handler in before.items():
         # None: set by C code; SIG_IGN: nohup and background jobs of a script mean it.
         if handler is not None and handler != signal.SIG_IGN:
             signal.signal(signum, _on_signal)
     try:
         yield
+        if outermost and _State.swallowed is not None:
+            raise Interrupted(_State.swallowed)
     finally:
-        if all(handler is not _on_signal for handler in before.values()):
-            # the outermost block: forget the last interruption
-            _State.raised_at, _State.pending = float("-inf"), None
+        if outermost:
+            _State.raised_at = time.monotonic()  # a signal that is on its way finds nothing more to do
+            _forget()
         for signum, handler in before.items():
             if handler is not None:
                 signal.signal(signum, handler)
+        sys.unraisablehook = hook_before
 
 
 @contextmanager

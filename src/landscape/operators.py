@@ -11,7 +11,7 @@ from torch import Tensor
 
 from landscape.arithmetic import is_out_of_memory, strict_arithmetic
 from landscape.batches import length_of, share_of, tensors_of
-from landscape.curvature import Product, builder_of
+from landscape.curvature import Product, builder_of, once_differentiable
 from landscape.errors import ProblemError, UsageError
 from landscape.memory import allocated, count_saved, keep_budget
 from landscape.objective import Objective, gradients
@@ -219,6 +219,7 @@ class CurvatureOperator:
     def _settle(self, strategy: str, expected_products: int) -> None:
         """Find a strategy that works on the first chunk, then what is fastest, then how much to keep."""
         self._describe()
+        self._refuse_once_differentiable()
         reasons: list[str] = []
         for name, mode in ATTEMPTS.get(strategy, ATTEMPTS["kept"]):
             self.plan = replace(self.plan, strategy=name, mode=mode)
@@ -238,6 +239,15 @@ class CurvatureOperator:
             self._consider_blocks(expected_products)
         self._keep_what_fits()
 
+    def _refuse_once_differentiable(self) -> None:
+        culprit = once_differentiable(self._objective.batch_sum(self._smallest())[0])
+        if culprit is not None:
+            raise ProblemError(
+                f"this model cannot be differentiated twice: the backward of {culprit} is marked once_differentiable, "
+                "and torch would take its second derivative for zero",
+                "write its backward in differentiable operations and drop the mark",
+            )
+
     def _try_first_chunk(self, trial: bool = False) -> str | None:
         """One product on one chunk: None if it works, else the reason; a trial does not shrink what works already."""
         while True:
@@ -256,6 +266,9 @@ class CurvatureOperator:
     def _largest(self) -> Batch:
         """The chunk to measure: its memory bounds the others'."""
         return max(self._objective.batches, key=length_of)
+
+    def _smallest(self) -> Batch:
+        return min(self._objective.batches, key=length_of)
 
     def _measure_first_chunk(self) -> None:
         batch = self._largest()
