@@ -14,6 +14,7 @@ from benchmarks.memory import KRYLOV, measured
 from benchmarks.problems import cnn_case, mlp_case
 from benchmarks.rows import Bench, Effort
 from benchmarks.truth import reference_of, truth_of
+from landscape.memory import keep_heap
 from landscape.objective import build_objective
 from landscape.operators import CurvatureOperator
 
@@ -24,7 +25,7 @@ def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="benchmarks/run.py", description=__doc__)
     parser.add_argument("--only", choices=ROWS, nargs="+", default=ROWS, help="rows to measure")
     parser.add_argument("--repetitions", type=int, default=7)
-    parser.add_argument("--seconds", type=float, default=240.0, help="at most, for the repetitions of a row")
+    parser.add_argument("--seconds", type=float, default=60.0, help="at most, for the repetitions of a row")
     parser.add_argument("--threads", type=int, default=min(2, os.cpu_count() or 1))
     parser.add_argument("--quick", action="store_true", help="two repetitions, few references: for trying it out")
     parser.add_argument(
@@ -38,6 +39,7 @@ def main() -> None:
     effort = Effort(2, 30.0) if asked.quick else Effort(asked.repetitions, asked.seconds)
     load = os.getloadavg()[0]
     torch.set_num_threads(asked.threads)
+    keep_heap()  # for all tools: without it a tool's time depends on what the others have freed before
     parts: list[str] = []
 
     def show(text: str) -> None:

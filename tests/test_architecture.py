@@ -13,9 +13,9 @@ RANKS: dict[str, int] = {
     name: rank
     for rank, names in enumerate(
         (
-            "errors settings interrupts identity",
+            "errors settings interrupts identity basis",
             "linalg",
-            "parameters problem batches arithmetic memory objective curvature planning operators results",
+            "parameters problem batches arithmetic memory objective curvature plan planning operators results",
             "spectral diagnosis models data",
             "analyses",
             "atomic checkpoint unpickling weights fitting exported loading problem_file coordinates store sweep "

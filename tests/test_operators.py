@@ -444,7 +444,7 @@ def test_forward_mode_missing_falls_back_to_reverse(strategy: str) -> None:
 def test_blocks_fail_through_groupnorm_and_the_operator_takes_single_vectors(
     differences: Callable[[str], Tensor],
 ) -> None:
-    op = CurvatureOperator(objective_of(models_zoo.build("groupnorm")), expected_products=100)
+    op = CurvatureOperator(objective_of(models_zoo.build("groupnorm")), expected_products=10**6)
     assert op.plan.block == 1
     assert any(n.startswith("fell back to blocks of 1") for n in op.plan.notes)
     close(products(op), differences("groupnorm"), DIFFERENCE)
@@ -480,7 +480,6 @@ def test_products_are_counted_one_a_vector_and_the_plan_is_plain_data() -> None:
     assert (plan["operator"], plan["chunk"], plan["chunks"]) == ("hessian", 8, 3)
     assert plan["bytes_per_chunk"] > 0
     assert 0 < plan["product_seconds"] < 10
-    assert 0 < plan["gradient_seconds"] < 10
 
 
 @pytest.mark.parametrize("expected", [10, 100, 1000])

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from landscape.linalg import lanczos as module
+from landscape.basis import Basis
 from landscape.linalg.lanczos import Extremes, lanczos, lanczos_extremes
 from planted import planted_dense, planted_matvec, planted_vectors
 
@@ -21,11 +21,15 @@ def generator(seed: int = 0) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
 
-def start(n: int, dtype: torch.dtype = torch.float64, seed: int = 0) -> torch.Tensor:
-    return torch.randn(n, generator=generator(seed), dtype=torch.float64).to(dtype)
+def start(n: int, dtype: torch.dtype = torch.float64, seed: int = 0, width: int = 0) -> torch.Tensor:
+    """A random vector [n], or a block [n, width]."""
+    shape = (n, width) if width else (n,)
+    return torch.randn(shape, generator=generator(seed), dtype=torch.float64).to(dtype)
 
 
-def extremes(eigenvalues: np.ndarray, top: int, bottom: int, dtype=torch.float64, seed: int = 0, **kwargs) -> Extremes:
+def extremes(
+    eigenvalues: np.ndarray, top: int, bottom: int, dtype=torch.float64, seed: int = 0, width: int = 0, **kwargs
+) -> Extremes:
     settings = {
         "rtol": 1e-4 if dtype == torch.float32 else 1e-8,
         "tau": 3e-6 if dtype == torch.float32 else 1e-12,
@@ -35,7 +39,8 @@ def extremes(eigenvalues: np.ndarray, top: int, bottom: int, dtype=torch.float64
         "generator": generator(seed + 1),
     }
     matvec = planted_matvec(eigenvalues, dtype, seed=3)
-    return lanczos_extremes(matvec, start(len(eigenvalues), dtype, seed), top=top, bottom=bottom, **(settings | kwargs))
+    begin = start(len(eigenvalues), dtype, seed, width)
+    return lanczos_extremes(matvec, begin, top=top, bottom=bottom, **(settings | kwargs))
 
 
 def hessian_like(n: int = 800) -> np.ndarray:
@@ -156,13 +161,13 @@ def test_restart_costs_few_products() -> None:
 
 def test_rows_held_never_exceed_max_basis(monkeypatch: pytest.MonkeyPatch) -> None:
     held = []
-    append = module._append
+    append = Basis.append
 
-    def counted(state, vector):
-        append(state, vector)
-        held.append(sum(block.shape[0] for block in state.blocks))
+    def counted(basis, block):
+        append(basis, block)
+        held.append(sum(slab.shape[0] for slab in basis._slabs))
 
-    monkeypatch.setattr(module, "_append", counted)
+    monkeypatch.setattr(Basis, "append", counted)
     extremes(SPECTRA["normal"], 5, 5, max_basis=37)
     assert max(held) == 37
     held.clear()
@@ -412,3 +417,78 @@ def test_marchenko_pastur_edges() -> None:
     root = (d / samples) ** 0.5
     assert abs(found.top_value[0] - 2 * (1 + root) ** 2) < 0.1
     assert abs(found.bottom_value[0] - 2 * (1 - root) ** 2) < 0.1
+
+
+# ---- blocks ---------------------------------------------------------------------------------------------------
+
+
+@DTYPES
+@pytest.mark.parametrize("name", SPECTRA)
+@pytest.mark.parametrize("width", [2, 5])
+def test_blocks_find_both_ends(name: str, dtype: torch.dtype, width: int) -> None:
+    truth = np.sort(SPECTRA[name])
+    found = extremes(truth, 5, 4, dtype, width=width)
+    assert_within_residuals(found, truth)
+    assert np.all(np.abs(found.top_value - truth[::-1][:5]) <= found.top_residual)
+    assert np.all(np.abs(found.bottom_value - truth[:4]) <= found.bottom_residual)
+    vectors = torch.cat([found.top_vector, found.bottom_vector], dim=1).double()
+    values = torch.from_numpy(np.r_[found.top_value, found.bottom_value])
+    true_residual = (planted_matvec(truth, seed=3)(vectors) - vectors * values).norm(dim=0).numpy()
+    assert np.all(true_residual <= 1.001 * np.r_[found.top_residual, found.bottom_residual])
+
+
+@DTYPES
+@pytest.mark.parametrize("max_basis", [10_000, 24])
+@pytest.mark.parametrize("width", [3, 4])
+def test_projected_is_the_projection_with_blocks(dtype: torch.dtype, max_basis: int, width: int) -> None:
+    found = extremes(hessian_like(), 5, 5, dtype, width=width, max_basis=max_basis)
+    assert found.basis_size <= max_basis
+    assert (found.restarts > 0) == (max_basis == 24)
+    assert found.top_converged.all()
+    assert found.bottom_converged.all()
+    h = planted_dense(hessian_like(), seed=3)
+    q = found.project(torch.eye(800, dtype=dtype))
+    assert np.abs((q @ h @ q.T).numpy() - found.projected).max() < 40 * eps(dtype) * 100
+    assert float((q @ q.T - torch.eye(len(q))).abs().max()) < 20 * eps(dtype) * (1 + found.restarts)
+    if not found.restarts:
+        assert found.unrestarted_steps == -(-found.products // width)
+
+
+@DTYPES
+def test_a_block_sees_as_many_copies_as_it_is_wide(dtype: torch.dtype) -> None:
+    truth = np.r_[[5.0] * 3, np.linspace(-1, 1, 300), [-2.0] * 2]
+    found = extremes(truth, 3, 2, dtype, width=3)
+    assert np.allclose(found.top_value, 5.0, atol=found.top_residual.max())
+    assert np.allclose(found.bottom_value, -2.0, atol=found.bottom_residual.max())
+
+
+@DTYPES
+@pytest.mark.parametrize("width", [2, 3, 4])
+@pytest.mark.parametrize(
+    "truth",
+    [np.arange(12) - 3.0, np.r_[[5.0] * 3, [1.0] * 60], np.zeros(30), np.ones(31), np.r_[3.0, 2.0, 1.0, np.zeros(200)]],
+    ids=["twelve", "two", "zero", "identity", "low-rank"],
+)
+def test_blocks_whose_space_is_exhausted(truth: np.ndarray, width: int, dtype: torch.dtype) -> None:
+    found = extremes(truth, 4, 5, dtype, width=width)
+    ordered = np.sort(truth)
+    assert np.all(np.abs(found.top_value - ordered[::-1][:4]) <= found.top_residual)
+    assert np.all(np.abs(found.bottom_value - ordered[:5]) <= found.bottom_residual)
+    assert found.products < 60
+    vectors = torch.cat([found.top_vector, found.bottom_vector], dim=1).double()
+    assert float((vectors.T @ vectors - torch.eye(9)).abs().max()) < 50 * eps(dtype)
+
+
+@pytest.mark.parametrize("max_products", [4, 5, 9, 18])
+def test_max_products_is_strict_with_blocks(max_products: int) -> None:
+    found = extremes(SPECTRA["normal"], 3, 3, width=4, max_products=max_products)
+    assert found.products <= max_products
+    assert found.products == max_products - max_products % 4
+    assert not found.top_converged.all()
+    assert_within_residuals(found, SPECTRA["normal"])
+
+
+def test_basis_rows_off_the_device_change_nothing() -> None:
+    plain, offloaded = (extremes(SPECTRA["normal"], 5, 5, on_device=rows) for rows in (None, 20))
+    assert np.allclose(plain.ritz_values, offloaded.ritz_values, atol=1e-12)
+    assert torch.allclose(plain.top_vector, offloaded.top_vector, atol=1e-9)

@@ -128,6 +128,7 @@ def spectrum(
 
 def _run_all(request: _Request, paths: list[Path], places: list[Path], workers: int, as_json: bool) -> None:
     from landscape.cli.spectrum_view import Shown, print_json, print_many, print_one
+    from landscape.memory import keep_heap
 
     if workers > 1 and len(paths) > 1:
         shown, failures = _in_workers(request, paths, places, workers)
@@ -135,6 +136,7 @@ def _run_all(request: _Request, paths: list[Path], places: list[Path], workers: 
             for one in shown:
                 print_json(one)
     else:
+        keep_heap()
         shown, failures = [], []
         for path, place in zip(paths, places, strict=True):
             try:

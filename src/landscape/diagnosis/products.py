@@ -15,6 +15,7 @@ from landscape.diagnosis.layers import culprits
 from landscape.diagnosis.ways import WAYS, random_direction, set_point, uncut_operator
 from landscape.errors import LandscapeError
 from landscape.objective import Objective
+from landscape.planning import timed
 
 # Products that differ in rounding only may differ by this many times what one last place of θ changes.
 ROUNDING = 50.0
@@ -62,11 +63,15 @@ def check_products(visit: Visit, objective: Objective, seed: int) -> None:
     with visit.check("flat directions"):
         _flat(visit, objective, products)
     plan, drawn = operator.plan, sum(length_of(b) for b in objective.batches)
+    cost = {
+        "gradient_seconds": timed(objective.value_and_gradient, objective.device),
+        "product_seconds": timed(lambda: operator(u), objective.device),
+    }
     text = (
-        f"on {drawn} samples a gradient takes {plan.gradient_seconds:.2g} s, a product {plan.product_seconds:.2g} s, "
+        f"on {drawn} samples a gradient takes {cost['gradient_seconds']:.2g} s, "
+        f"a product {cost['product_seconds']:.2g} s, "
         f"and a kept chunk of {plan.chunk} {plan.bytes_per_chunk / 1e6:.2g} MB ({plan.strategy}, {objective.dtype})"
     )
-    cost = {"gradient_seconds": plan.gradient_seconds, "product_seconds": plan.product_seconds}
     more = {"bytes_per_chunk": plan.bytes_per_chunk, "chunk": plan.chunk, "samples": drawn}
     visit.findings.append(Finding("cost", "ok", text.replace("torch.", ""), cost | more))
 

@@ -1,32 +1,34 @@
-"""Single-vector Lanczos with full reorthogonalisation and thick restarts: extreme eigenpairs with residuals.
+"""Lanczos with full reorthogonalisation and thick restarts, by single vectors or by blocks: extreme eigenpairs with
+residuals.
 
-One step takes a product, orthogonalises it twice against all basis rows (classical Gram–Schmidt, "twice is
-enough": Giraud, Langou & Rozložník 2005) and stores the coefficients as a column of T = Q H Qᵀ. T is kept as a
-general symmetric matrix, so that steps before and after a thick restart (Wu & Simon 2000) are the same code.
+One step takes a product, makes it orthogonal to all basis rows and stores the coefficients as columns of
+T = Q H Qᵀ. Orthogonalising twice is enough (Giraud, Langou & Rozložník 2005), and the first time only the last two
+blocks matter, but after a thick restart (Wu & Simon 2000). T is kept as a general symmetric matrix, so that steps
+before and after a restart are the same code. Blocks: Golub & Underwood 1977; their width shrinks where directions
+are exhausted.
 """
 
 from __future__ import annotations
 
-import functools
-import itertools
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from landscape.basis import Basis, gram_of, norms_of
+
 Matvec = Callable[[Tensor], Tensor]
 
 # Rounding of a Ritz pair in units of eps·max|θ|: a remainder is rounded at each subtraction in the operator's eps,
 # which the unit vector s averages over the steps; T and the rotation of each restart are float64 and their errors
-# add up randomly. Measured on planted spectra: 3 (float32), 4 (float64), 52 and 370 (114 and 2,419 restarts).
+# add up randomly. Measured on planted spectra: 3 (float32), 4 (float64), 52 and 590 (114 and 2,425 restarts).
 ROUNDING = 4.0
-ROTATION, EPS64 = 10.0, float(np.finfo(np.float64).eps)
+ROTATION, EPS64 = 20.0, float(np.finfo(np.float64).eps)
 # A remainder of this many eps·‖Hq‖ is rounding, not a direction.
 BREAKDOWN = 10.0
-SLAB_ELEMENTS = 2**22
 
 
 @dataclass(frozen=True)
@@ -44,8 +46,8 @@ class Extremes:
         ritz_values: float64 [m] ascending, all eigenvalues of `projected`; the operator has at least as many below
             (above) any x, by Cauchy interlacing.
         basis_size, products, restarts: m, and what was spent.
-        unrestarted_steps, unrestarted_min, unrestarted_max: steps before the first restart and the extreme Ritz
-            values then; only these support `exclusion.exclusion_bound`.
+        unrestarted_steps, unrestarted_min, unrestarted_max: steps (of blocks) before the first restart and the extreme
+            Ritz values then; only these support `exclusion.exclusion_bound`.
         exhausted: the basis spans the whole space (less the deflated part): `ritz_values` are all eigenvalues.
     """
 
@@ -73,7 +75,6 @@ class Extremes:
 class _Task:
     matvec: Matvec
     like: Tensor  # of the operator's length, dtype and device
-    deflate: Tensor | None
     generator: torch.Generator | None
     free: int
     top: int = 0
@@ -85,19 +86,24 @@ class _Task:
 
 @dataclass
 class _State:
-    """Orthonormal rows in blocks [r, n], so that growing never copies, and T = Q H Qᵀ as far as transferred.
+    """Q and T = Q H Qᵀ as far as transferred.
 
-    `broken`: the Krylov space has just ended. `block`: row at which the last random vector entered. `dropped`: the
-    largest remainder that such a vector replaced. `scale`: the largest ‖Hq‖. `unrestarted`: steps, extreme values.
+    `gram`: of the remainder, in the directions that are pursued; `last`: rows of the last block; `before`: of the one
+    before it. `dense`: the next product has components along all rows. `broken`: the Krylov space has just ended.
+    `block`: row at which the last random vector entered. `dropped`: the largest remainder that was given up.
+    `scale`: the largest ‖Hq‖. `unrestarted`: steps, extreme values.
     """
 
-    limit: int
+    basis: Basis
     check_at: int = 0
-    rows: int = 0
-    blocks: list[Tensor] = field(default_factory=list)
     pending: list[Tensor] = field(default_factory=list)
     projected: np.ndarray = field(default_factory=lambda: np.zeros((0, 0)))
+    gram: np.ndarray = field(default_factory=lambda: np.zeros((1, 1)))
+    last: int = 0
+    before: int = 0
+    dense: bool = False
     products: int = 0
+    steps: int = 0
     restarts: int = 0
     scale: float = 0.0
     dropped: float = 0.0
@@ -105,10 +111,14 @@ class _State:
     broken: bool = False
     unrestarted: tuple[int, float, float] | None = None
 
+    @property
+    def rows(self) -> int:
+        return self.basis.rows
+
 
 @dataclass(frozen=True)
 class _Ritz:
-    """Ritz pairs, ascending; `error` is what noise and rounding add to |β s|; `done`: nothing more to gain."""
+    """Ritz pairs, ascending; `error` is what noise and rounding add to the remainder; `done`: nothing more to gain."""
 
     value: np.ndarray
     vector: np.ndarray
@@ -131,56 +141,68 @@ def lanczos_extremes(
     max_basis: int,
     generator: torch.Generator,
     deflate: Tensor | None = None,
+    on_device: int | None = None,
     progress: Callable[[int, int, int], None] | None = None,
 ) -> Extremes:
     """The `top` largest and `bottom` smallest eigenpairs, stopped on residuals.
 
-    A Krylov space holds one vector of each eigenspace: further copies of a multiple eigenvalue are found when it is
-    exhausted (β at rounding level), by going on with random vectors until one adds nothing to the wanted values.
+    A Krylov space holds one vector of each eigenspace (b with a block): further copies of a multiple eigenvalue are
+    found when it is exhausted (remainder at rounding level), by going on with random vectors until one adds nothing
+    to the wanted values.
 
     Args:
         matvec: symmetric, V [n, b] -> H V [n, b], same dtype and device as `start`.
-        start: [n]; random on the sphere if `exclusion_bound` is to be used.
+        start: [n], or [n, b] for blocks; random on the sphere if `exclusion_bound` is to be used.
         rtol, tau: a pair is converged when its residual is at most max(rtol |θ|, tau max|θ|).
         noise: absolute error norm of the product of a unit vector; where twice this exceeds the tolerance, a pair
             is not pursued beyond it and reported as not converged.
         max_products: never exceeded.
-        max_basis: largest number of basis rows held; at least top + bottom + 3 (unless n is smaller).
+        max_basis: largest number of basis rows held; at least top + bottom + 3 b (unless n is smaller).
         generator: CPU generator of the random continuation.
         deflate: [n, k] orthonormal columns; everything happens in their complement.
+        on_device: basis rows that the device holds; the others live in host memory.
         progress: called as (products, pairs done, pairs wanted) at every check.
 
     Raises:
         FloatingPointError: a product has NaN or Inf.
         ValueError: arguments that allow no step.
     """
-    free = start.shape[0] - (0 if deflate is None else deflate.shape[1])
+    rows = start.unsqueeze(0) if start.dim() == 1 else start.T
+    free = rows.shape[1] - (0 if deflate is None else deflate.shape[1])
     wanted = min(top + bottom, free)
-    if max_products < 1 or free < 1 or max_basis < min(free, wanted + 3):
+    b = rows.shape[0]
+    if max_products < b or free < b or max_basis < min(free, wanted + 3 * b):
         raise ValueError(f"{max_products} products with {max_basis} basis rows cannot give {wanted} pairs")
-    task = _Task(matvec, start, deflate, generator, free, top, bottom, rtol, tau, noise)
-    return _search(task, _State(min(max_basis, free), max(2, wanted)), max_products, progress)
+    task = _Task(matvec, rows[0], generator, free, top, bottom, rtol, tau, noise)
+    state = _State(Basis(task.like, min(max_basis, free), on_device, deflate), max(2, wanted))
+    return _search(task, state, rows, max_products, progress)
 
 
 def _search(
-    task: _Task, state: _State, max_products: int, progress: Callable[[int, int, int], None] | None
+    task: _Task,
+    state: _State,
+    start: Tensor,
+    max_products: int,
+    progress: Callable[[int, int, int], None] | None,
 ) -> Extremes:
-    vector = _unit(state, task, task.like.clone())
+    rows = _unit(state, start.clone(memory_format=torch.contiguous_format))
     while True:
-        remainder, beta = _advance(state, task, vector)
-        last = state.rows == task.free or state.products == max_products
-        if last or state.broken or state.rows == state.limit or state.products >= state.check_at:
-            state.check_at = state.products + 1 + state.products // 16  # wastes 3 % of the products on average
-            ritz = _ritz(state, task, beta)
+        remainder, following = _advance(state, task, rows)
+        width = max(1, following.shape[1])
+        last = state.rows == task.free or state.products + width > max_products
+        full = state.rows + width > state.basis.limit
+        if last or state.broken or full or state.products >= state.check_at:
+            state.check_at = state.products + 1 + state.products // 32  # wastes 2 % of the products at most
+            ritz = _ritz(state, task)
             if progress is not None:
                 progress(state.products, _count_done(ritz, task), task.top + task.bottom)
-            if last or _finished(state, task, ritz, beta):
+            if last or _finished(state, task, ritz):
                 return _extremes(state, task, ritz)
-            if state.rows == state.limit:
+            if full:
                 _restart(state, task, ritz)
         if state.broken:
             state.block = state.rows
-        vector = _random(state, task) if state.broken else remainder.div_(beta)
+        rows = _random(state, task) if state.broken else _next(state, remainder, following)
 
 
 def lanczos(
@@ -192,118 +214,104 @@ def lanczos(
     m = steps, or fewer when the Krylov space is exhausted: it ends there (β = 0, q = 0), unless a CPU `generator`
     is given, which goes on with random vectors up to min(steps, n).
     """
-    task = _Task(matvec, start, None, generator, start.shape[0])
-    state = _State(min(steps, task.free))
-    vector = _unit(state, task, start.clone())
+    task = _Task(matvec, start, generator, start.shape[0])
+    state = _State(Basis(start, min(steps, task.free)))
+    rows = _unit(state, start.unsqueeze(0).clone())
     while True:
-        remainder, beta = _advance(state, task, vector)
-        if state.rows == state.limit or (state.broken and generator is None):
+        remainder, following = _advance(state, task, rows)
+        if state.rows == state.basis.limit or (state.broken and generator is None):
             break
-        vector = _random(state, task) if state.broken else remainder.div_(beta)
-    residual = torch.zeros_like(remainder) if state.broken else remainder.div_(beta)
-    rows = torch.cat([block[: state.rows - first] for first, block in _offsets(state)])
-    return rows.T, _projected(state), beta, residual
+        rows = _random(state, task) if state.broken else _next(state, remainder, following)
+    residual = torch.zeros_like(remainder) if state.broken else _next(state, remainder, following)
+    return state.basis.matrix().T, _projected(state), math.sqrt(float(state.gram[0, 0])), residual[0]
 
 
-def _advance(state: _State, task: _Task, vector: Tensor) -> tuple[Tensor, float]:
-    """Append the unit vector, take its product; the remainder orthogonal to all rows, with β (0: only rounding)."""
-    _append(state, vector)
-    state.products += 1
-    w = task.matvec(vector.unsqueeze(1)).squeeze(1).clone()  # it may be the argument or the operator's own buffer
-    column, before, beta = _orthogonalise(state, task, w)
-    if not math.isfinite(before + beta):
-        raise FloatingPointError(f"the product of Lanczos step {state.products} contains NaN or Inf")
-    state.pending.append(column)
-    state.scale = max(state.scale, before)
+def _advance(state: _State, task: _Task, rows: Tensor) -> tuple[Tensor, np.ndarray]:
+    """Append orthonormal rows [b, n] and take their products.
+
+    Returns:
+        The remainder W [b, n] orthogonal to all rows, and F [b, c] with orthonormal Fᵀ W, c <= b; none if broken.
+    """
+    state.basis.append(rows)
+    state.before, state.last = state.last, rows.shape[0]
+    state.products, state.steps = state.products + rows.shape[0], state.steps + 1
+    w = task.matvec(rows.T).T.clone(memory_format=torch.contiguous_format)  # it may be the operator's own buffer
+    columns, before, gram = state.basis.orthogonalise(w, recent=0 if state.dense else state.before + state.last)
+    if not (np.all(np.isfinite(before)) and np.all(np.isfinite(gram))):
+        raise FloatingPointError(f"the product of Lanczos step {state.steps} contains NaN or Inf")
+    state.pending.append(columns)
+    state.dense = False
+    state.scale = max(state.scale, float(before.max()))
     nothing = max(BREAKDOWN * torch.finfo(w.dtype).eps * state.scale, task.noise)
-    state.broken = state.rows == task.free or beta <= nothing
-    if state.broken:
-        state.dropped, beta = max(state.dropped, beta), 0.0
-    return w, beta
+    size, turn = np.linalg.eigh(gram)
+    size = np.sqrt(np.maximum(size, 0.0))
+    kept = size > nothing
+    kept[: max(0, len(kept) - (task.free - state.rows))] = False  # the space has no room for more than rounding
+    state.broken = not kept.any()
+    state.dropped = max(state.dropped, float(np.max(size[~kept], initial=0.0)))
+    state.gram = (turn[:, kept] * size[kept] ** 2) @ turn[:, kept].T
+    return w, turn[:, kept] / size[kept]
 
 
-def _append(state: _State, vector: Tensor) -> None:
-    held = sum(block.shape[0] for block in state.blocks)
-    if state.rows == held:
-        rows = min(max(16, min(256, SLAB_ELEMENTS // vector.shape[0])), state.limit - held)
-        state.blocks.append(vector.new_empty(rows, vector.shape[0]))
-    state.rows += 1
-    first, block = _offsets(state)[-1]
-    block[state.rows - 1 - first].copy_(vector)
+def _next(state: _State, remainder: Tensor, following: np.ndarray) -> Tensor:
+    """The next orthonormal rows Fᵀ W [c, n]."""
+    if following.shape == (1, 1):
+        return remainder.mul_(float(following[0, 0]))
+    rows = torch.from_numpy(following.T.copy()).to(remainder.device, remainder.dtype) @ remainder
+    state.basis.remove(rows)  # short directions have been blown up, and their rounding with them
+    factor = torch.linalg.cholesky_ex(gram_of(rows))[0]
+    one = torch.eye(len(rows), dtype=factor.dtype, device=factor.device)
+    inverse = torch.linalg.solve_triangular(factor, one, upper=False)
+    independent: Tensor = inverse.to(rows.dtype) @ rows
+    return independent
 
 
-def _offsets(state: _State) -> list[tuple[int, Tensor]]:
-    """The blocks in use, each with the number of its first row."""
-    firsts = itertools.accumulate((block.shape[0] for block in state.blocks), initial=0)
-    return [(first, block) for first, block in zip(firsts, state.blocks, strict=False) if first < state.rows]
-
-
-def _orthogonalise(state: _State, task: _Task, w: Tensor) -> tuple[Tensor, float, float]:
-    """Remove from w, in place, its components along the rows; coefficients [m] in float64, norm before and after."""
-    total = torch.zeros(state.rows, dtype=torch.float64, device=w.device)
-    norms = [_norm(w)]
-    for _ in range(2):
-        total += _pass(state, task, w)
-        norms.append(_norm(w))
-    before, middle, after = torch.stack(norms).tolist()  # the step's only synchronisation
-    for _ in range(2):
-        if not after < 0.5 * middle:  # near a breakdown even the second pass takes much away
-            break
-        total += _pass(state, task, w)
-        middle, after = after, float(_norm(w))
-    return total, before, after
-
-
-def _pass(state: _State, task: _Task, w: Tensor) -> Tensor:
-    if task.deflate is not None:
-        w.addmv_(task.deflate, task.deflate.T @ w, alpha=-1)
-    used = [block[: state.rows - first] for first, block in _offsets(state)]
-    if not used:
-        return w.new_zeros(0, dtype=torch.float64)
-    parts = [block @ w for block in used]
-    for block, part in zip(used, parts, strict=True):
-        w.addmv_(block.T, part, alpha=-1)
-    return torch.cat(parts).double()
-
-
-def _norm(w: Tensor) -> Tensor:
-    norm: Tensor = torch.linalg.vector_norm(w, dtype=torch.float64)
-    return norm
-
-
-def _unit(state: _State, task: _Task, vector: Tensor) -> Tensor:
-    """The vector made orthogonal to the basis and normalised, in place."""
-    _, before, after = _orthogonalise(state, task, vector.div_(_norm(vector).to(vector.dtype)))
-    if not (math.isfinite(before) and after > 0):
+def _unit(state: _State, rows: Tensor) -> Tensor:
+    """The rows made orthogonal to the basis and orthonormal, in place."""
+    state.dense = True
+    rows.div_(norms_of(rows).to(rows.dtype).unsqueeze(1))
+    _, before, gram = state.basis.orthogonalise(rows)
+    size, turn = np.linalg.eigh(gram) if np.all(np.isfinite(gram)) else (np.zeros(1), gram)
+    if not (np.all(np.isfinite(before)) and size[0] > 0):
         raise ValueError("the start vector is zero, not finite, or lies in the deflated space")
-    return vector.div_(after)
+    return _next(state, rows, turn / np.sqrt(size))
 
 
 def _random(state: _State, task: _Task) -> Tensor:
     # the first draw may be the start vector over again, if that came from an equally seeded generator
-    draw = torch.randn(2, task.like.shape[0], generator=task.generator, dtype=torch.float64)[1]
-    return _unit(state, task, draw.to(task.like.device, task.like.dtype))
+    draw = torch.randn(2, task.like.shape[0], generator=task.generator, dtype=torch.float64)[1:]
+    return _unit(state, draw.to(task.like.device, task.like.dtype))
 
 
 def _projected(state: _State) -> np.ndarray:
     """T with the pending columns moved over in one transfer."""
-    known, m = state.projected.shape[0], state.rows
     if state.pending:
+        m = state.rows
         grown = np.zeros((m, m))
+        known = state.projected.shape[0]
         grown[:known, :known] = state.projected
-        flat = torch.cat(state.pending).cpu().numpy()
-        for j in range(known, m):
-            column, flat = flat[: j + 1], flat[j + 1 :]
-            grown[: j + 1, j] = column
-            grown[j, : j + 1] = column
+        flat = torch.cat([columns.flatten() for columns in state.pending]).cpu().numpy()
+        for height, width in (columns.shape for columns in state.pending):
+            values, flat = flat[: height * width].reshape(height, width), flat[height * width :]
+            own = slice(height - width, height)
+            grown[:height, own] = values
+            grown[own, : height - width] = values[: height - width].T
+            grown[own, own] = (grown[own, own] + grown[own, own].T) / 2
         state.projected, state.pending = grown, []
     return state.projected
 
 
-def _ritz(state: _State, task: _Task, beta: float) -> _Ritz:
+def _bounds(state: _State, vector: np.ndarray) -> np.ndarray:
+    """‖W s‖ for the last entries s of each column: the residual norms of Ritz vectors, in exact arithmetic."""
+    s = vector[-state.last :]
+    squares: np.ndarray = np.einsum("ik,ij,jk->k", s, state.gram, s)
+    return np.sqrt(np.maximum(squares, 0.0))
+
+
+def _ritz(state: _State, task: _Task) -> _Ritz:
     value, vector = np.linalg.eigh(_projected(state))
     largest = float(np.max(np.abs(value)))
-    bound = beta * np.abs(vector[-1])
+    bound = _bounds(state, vector)
     rounding = ROUNDING * torch.finfo(task.like.dtype).eps + ROTATION * EPS64 * math.sqrt(1 + state.restarts)
     error = 2 * task.noise + state.dropped + rounding * largest
     tolerance = np.maximum(task.rtol * np.abs(value), task.tau * largest)
@@ -325,7 +333,7 @@ def _count_done(ritz: _Ritz, task: _Task) -> int:
     return int(np.sum(ritz.done[np.concatenate(_ends(len(ritz.value), task))]))
 
 
-def _finished(state: _State, task: _Task, ritz: _Ritz, beta: float) -> bool:
+def _finished(state: _State, task: _Task, ritz: _Ritz) -> bool:
     """All wanted pairs exist with small residuals, and the last random vector, if any, brought nothing new."""
     if _count_done(ritz, task) < min(task.top + task.bottom, task.free):
         return False
@@ -340,60 +348,30 @@ def _finished(state: _State, task: _Task, ritz: _Ritz, beta: float) -> bool:
         value, vector = np.linalg.eigh(state.projected[state.block :, state.block :])
         ends = [-1] * (task.top > 0) + [0] * (task.bottom > 0)
         tolerance = np.maximum(task.rtol * np.abs(value), task.tau * np.max(np.abs(ritz.value))) + ritz.error
-        return bool(np.all(beta * np.abs(vector[-1, ends]) <= tolerance[ends]))
+        return bool(np.all(_bounds(state, vector[:, ends]) <= tolerance[ends]))
     return True
 
 
 def _restart(state: _State, task: _Task, ritz: _Ritz) -> None:
-    """Keep the wanted Ritz vectors and a pad of neighbours; their coupling to the next row comes with its product."""
+    """Keep the wanted Ritz vectors and a pad of neighbours; their coupling to the next rows comes with its product."""
     m = state.rows
-    state.unrestarted = state.unrestarted or (state.products, float(ritz.value[0]), float(ritz.value[-1]))
+    state.unrestarted = state.unrestarted or (state.steps, float(ritz.value[0]), float(ritz.value[-1]))
     pad = max(1, (m - task.top - task.bottom) // 2)
     above = 0 if task.top == 0 else pad if task.bottom == 0 else (pad + 1) // 2
     first, last = task.bottom + pad - above, m - task.top - above
     keep = np.r_[0:first, last:m]
-    rotation = torch.from_numpy(np.ascontiguousarray(ritz.vector[:, keep].T)).to(state.blocks[0].device)
-    for columns, rows in _slabs(state):
-        new = rotation @ rows
-        for start, block in _offsets(state):
-            part = new[start : start + block.shape[0]]
-            block[: part.shape[0], columns] = part.to(block.dtype)
-    state.rows, state.projected = len(keep), np.diag(ritz.value[keep])
-    state.restarts, state.block = state.restarts + 1, 0
-
-
-def _slabs(state: _State) -> Iterator[tuple[slice, Tensor]]:
-    """The rows in float64, a slab of columns at a time: no second copy of the basis is ever held."""
-    width = max(1024, SLAB_ELEMENTS // state.rows)
-    for i in range(0, state.blocks[0].shape[1], width):
-        columns = slice(i, i + width)
-        yield columns, torch.cat([b[: state.rows - first, columns].double() for first, b in _offsets(state)])
+    state.basis.rotate(ritz.vector[:, keep].T)
+    state.projected = np.diag(ritz.value[keep])
+    state.restarts, state.block, state.dense, state.last = state.restarts + 1, 0, True, 0
 
 
 def _extremes(state: _State, task: _Task, ritz: _Ritz) -> Extremes:
     top, bottom = _ends(state.rows, task)
-    top_vector, bottom_vector = (_combine(state, task, ritz.vector[:, ends]) for ends in (top, bottom))
-    steps, low, high = state.unrestarted or (state.products, float(ritz.value[0]), float(ritz.value[-1]))
-
-    def project(x: Tensor) -> Tensor:
-        parts = (rows @ x[columns].double() for columns, rows in _slabs(state))
-        return functools.reduce(torch.add, parts)
-
+    top_vector, bottom_vector = (state.basis.combine(ritz.vector[:, ends]) for ends in (top, bottom))
+    steps, low, high = state.unrestarted or (state.steps, float(ritz.value[0]), float(ritz.value[-1]))
     return Extremes(
         ritz.value[top], ritz.residual[top], ritz.converged[top], top_vector,
         ritz.value[bottom], ritz.residual[bottom], ritz.converged[bottom], bottom_vector,
-        project, state.projected, ritz.value, state.rows,
+        state.basis.project, state.projected, ritz.value, state.rows,
         state.products, state.restarts, steps, low, high, state.rows == task.free,
     )  # fmt: skip
-
-
-def _combine(state: _State, task: _Task, weights: np.ndarray) -> Tensor:
-    """Unit vectors Qᵀ s for columns s [m, k]; Tensor [n, k], each column contiguous."""
-    out = task.like.new_zeros(weights.shape[1], len(task.like))
-    s = torch.from_numpy(np.ascontiguousarray(weights.T)).to(out.device, out.dtype)
-    for start, block in _offsets(state):
-        rows = block[: state.rows - start]
-        out.addmm_(s[:, start : start + rows.shape[0]], rows)
-    for row in out:
-        row.div_(_norm(row).to(row.dtype))
-    return out.T

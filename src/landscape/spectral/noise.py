@@ -16,7 +16,7 @@ from landscape.objective import Objective
 from landscape.operators import CurvatureOperator
 
 # Samples on which the error is measured: the error of a mean over more samples is not larger.
-SAMPLES = 512
+SAMPLES = 128
 # Vectors differ among themselves; twice the largest error seen covers them (tests/test_coverage.py).
 SAFETY = 2.0
 # In units of eps · ‖Hv‖, where there is no wider arithmetic to compare with.

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from landscape.errors import UsageError
-from landscape.operators import OPERATORS
+from landscape.plan import OPERATORS
 
 # Called as (stage, done, total).
 Progress = Callable[[str, int, int], None]
