@@ -14,7 +14,7 @@ from landscape.linalg.probes import sphere
 from landscape.linalg.quadrature import gauss, tridiagonalise
 from landscape.objective import Objective, build_objective, gradients
 from landscape.operators import CurvatureOperator
-from landscape.spectral.extremes import basis_limit, find_extremes
+from landscape.spectral.extremes import basis_room, find_extremes, krylov_width
 from landscape.spectral.noise import product_error
 
 
@@ -24,8 +24,8 @@ def extremes(case: Case, seed: int, *, top: int, bottom: int, rtol: float, expec
     operator = CurvatureOperator(objective, expected_products=expected)
     found = find_extremes(
         operator, top=top, bottom=bottom, rtol=rtol, tau=1e-6, noise=product_error(objective, "hessian", seed),
-        max_products=1000, max_basis=basis_limit(operator, None, top + bottom),
-        generator=torch.Generator().manual_seed(seed),
+        max_products=1000, generator=torch.Generator().manual_seed(seed), width=krylov_width(operator, top + bottom),
+        towards=objective.value_and_gradient()[1], room=basis_room(operator, None, top + bottom),
     )  # fmt: skip
     return np.r_[found.top_value, found.bottom_value]
 
@@ -34,7 +34,7 @@ def density(case: Case, seed: int, *, probes: int, steps: int) -> Measure:
     """Quadrature, in blocks as wide as the operator plans."""
     operator = CurvatureOperator(build_objective(case.problem()), expected_products=probes * steps)
     generator = torch.Generator().manual_seed(seed)
-    width = max(1, operator.plan.block)
+    width = operator.width
     nodes, weights = [], []
     for start in range(0, probes, width):
         count = min(width, probes - start)

@@ -15,7 +15,7 @@ RANKS: dict[str, int] = {
         (
             "errors settings interrupts identity basis",
             "linalg",
-            "parameters problem batches arithmetic memory objective curvature plan planning operators results",
+            "parameters problem batches arithmetic memory objective curvature ranks plan planning operators results",
             "spectral diagnosis models data",
             "analyses",
             "atomic checkpoint unpickling weights fitting exported loading problem_file coordinates store sweep "

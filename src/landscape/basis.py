@@ -86,19 +86,22 @@ class Basis:
         Returns:
             The coefficients [m, b] in float64, the norms before [b], and the Gram matrix [b, b] of what is left.
         """
-        before = norms_of(w)
         total = self._remove_recent(w, recent) if recent else self.remove(w)
-        middle = norms_of(w)
-        total = total + self.remove(w)
-        host = torch.cat([torch.stack([before, middle]), gram_of(w)]).cpu().numpy()  # the only synchronisation
+        again = self.remove(w)
+        taken = [part.square().sum(dim=0) for part in (total, again)]
+        total = total + again
+        host = torch.cat([torch.stack(taken), gram_of(w)]).cpu().numpy()  # the only synchronisation
         gram = host[2:]
+        left = np.maximum(np.diag(gram), 0.0)
+        middle = left + host[1]  # squares of norms, by Pythagoras
+        before = np.sqrt(middle + host[0])
         for _ in range(2):
-            left = np.sqrt(np.maximum(np.diag(gram), 0.0))
-            if not np.any(left < 0.5 * host[1]):  # near a breakdown even the second pass takes much away
+            if not np.any(left < 0.25 * middle):  # near a breakdown even the second pass takes much away
                 break
             total = total + self.remove(w)
-            host[1], gram = left, gram_of(w).cpu().numpy()
-        return total, host[0], gram
+            gram = gram_of(w).cpu().numpy()
+            middle, left = left, np.maximum(np.diag(gram), 0.0)
+        return total, before, gram
 
     def _remove_recent(self, w: Tensor, count: int) -> Tensor:
         rows = self._recent(count)

@@ -56,3 +56,9 @@ class BatchError(LandscapeError):
     """Some checkpoints of a batch failed; the others are done."""
 
     exit_code = 6
+
+
+class RanksError(LandscapeError):
+    """Another process of the same `torchrun` is gone."""
+
+    exit_code = 6

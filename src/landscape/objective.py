@@ -11,10 +11,14 @@ import torch
 from torch import Tensor, nn
 
 from landscape.arithmetic import strict_arithmetic
-from landscape.batches import move, read_batches, rechunk, size_in_bytes, tensors_of
+from landscape.batches import move, read_batches, rechunk, size_in_bytes, take, tensors_of
 from landscape.errors import NumericalError, ProblemError
 from landscape.parameters import Layout, layout_of, select, trainable
 from landscape.problem import Batch, LossFunction, Problem
+from landscape.ranks import ALONE, Ranks
+
+# Samples on which two evaluations are compared.
+CHECKED = 256
 
 
 @dataclass(frozen=True, eq=False)
@@ -30,6 +34,8 @@ class Objective:
         count: Σ counts over all batches.
         weight_decay: coefficient of ½‖θ‖² over all trainable parameters.
         cuttable: whether batches may be cut into smaller ones (the loss is a sum over samples).
+        ranks: the processes that share the data; `batches` are this one's, sums and `count` are over all.
+        arithmetic: strict | tf32 | bf16, of products; see `lowered`. strict_loss: the loss before that.
     """
 
     model: nn.Module
@@ -41,6 +47,9 @@ class Objective:
     weight_decay: float
     trainable_names: tuple[str, ...]
     cuttable: bool
+    ranks: Ranks = ALONE
+    arithmetic: str = "strict"
+    strict_loss: LossFunction | None = None
 
     @property
     def parameters(self) -> tuple[Tensor, ...]:
@@ -81,7 +90,7 @@ class Objective:
         """
         with strict_arithmetic(), torch.no_grad():
             total = sum(float(self.batch_sum(b)[0].detach().double()) for b in self.batches)
-        return _finite(total / self.count + self.penalty())
+        return _finite(self.ranks.total(total) / self.count + self.penalty())
 
     def value_and_gradient(self) -> tuple[float, Tensor]:
         """L(θ) and ∇L(θ) [n] with respect to the selected parameters, over all data."""
@@ -92,18 +101,28 @@ class Objective:
                 batch_total, _ = self.batch_sum(batch)
                 total += float(batch_total.detach().double())
                 gradient += self.layout.flatten(gradients(batch_total, self.parameters))
-        gradient /= self.count
+        self.ranks.sum(gradient).div_(self.count)
         if self.weight_decay:
             gradient.add_(self.point(), alpha=self.weight_decay)
-        return _finite(total / self.count + self.penalty()), gradient
+        return _finite(self.ranks.total(total) / self.count + self.penalty()), gradient
 
     def with_chunks(self, size: int) -> Objective:
         """The same objective with batches cut to at most `size` samples."""
         return self._replace(batches=rechunk(self.batches, size))
 
-    def with_batches(self, batches: list[Batch]) -> Objective:
-        """The same loss and point over other data (a subset of the samples, usually)."""
-        return self._replace(batches=batches, count=_total_count(self.model, self.loss, batches))
+    def with_batches(self, batches: list[Batch], alone: bool = False) -> Objective:
+        """The same loss and point over other data: a subset of the samples, usually; `alone`: of this process only."""
+        ranks = ALONE if alone else self.ranks
+        return self._replace(batches=batches, ranks=ranks, count=_total_count(self.model, self.loss, batches, ranks))
+
+    def lowered(self, arithmetic: str) -> Objective:
+        """The same objective in cheaper arithmetic: "tf32" (matrix products on a GPU) or "bf16" (the forward pass)."""
+        loss = _in_bfloat16(self.loss, self.device.type) if arithmetic == "bf16" else self.loss
+        return self._replace(loss=loss, strict_loss=self.loss, arithmetic=arithmetic)
+
+    def strict(self) -> Objective:
+        """The objective that this one was lowered from."""
+        return self._replace(loss=self.strict_loss or self.loss, strict_loss=None, arithmetic="strict")
 
     def with_parameters(self, names: Sequence[str]) -> Objective:
         """The same objective as a function of fewer parameters, on a copy of the model."""
@@ -115,7 +134,7 @@ class Objective:
         model = copy.deepcopy(self.model).to(dtype)
         data = [move(b, self.device, dtype) for b in (self.batches if batches is None else batches)]
         layout = _require(model, self.names)
-        count = self.count if batches is None else _total_count(model, self.loss, data)
+        count = self.count if batches is None else _total_count(model, self.loss, data, self.ranks)
         return self._replace(model=model, layout=layout, batches=data, count=count)
 
     def _replace(self, **changes: Any) -> Objective:
@@ -141,6 +160,7 @@ def build_objective(
     params: Sequence[str] = (),
     device: torch.device | str = "cpu",
     dtype: torch.dtype | None = None,
+    ranks: Ranks = ALONE,
 ) -> Objective:
     """Copy the model, bring the data to the device, check that the loss is a fixed function of θ.
 
@@ -149,6 +169,7 @@ def build_objective(
         batches: data to use instead of all of the problem's (a subset drawn by the caller).
         params: glob patterns of the parameters to differentiate by; all trainable ones if empty.
         device, dtype: where and in which arithmetic; dtype defaults to the model's own, at least float32.
+        ranks: the processes that share the data; each passes all of it and keeps its shard.
 
     Raises:
         ProblemError: bad data, a loss that is not (sum, count), a model that answers differently twice.
@@ -166,10 +187,11 @@ def build_objective(
         names = tuple(trainable(model))
         chosen = select(names, params) if params else names
         layout = _require(model, chosen)
-        moved = [move(b, device, dtype) for b in (read_batches(problem) if batches is None else batches)]
-        _check_fixed(model, loss, moved[0])
-        count = _total_count(model, loss, moved)
-    return Objective(model, loss, moved, chosen, layout, count, problem.weight_decay, names, problem.per_sample)
+        everything = read_batches(problem) if batches is None else batches
+        moved = [move(b, device, dtype) for b in ranks.shard(everything, problem.per_sample)]
+        _check_fixed(model, loss, take(moved[0], slice(0, CHECKED)) if problem.per_sample else moved[0])
+        count = _total_count(model, loss, moved, ranks)
+    return Objective(model, loss, moved, chosen, layout, count, problem.weight_decay, names, problem.per_sample, ranks)
 
 
 def _require(model: nn.Module, names: Sequence[str]) -> Layout:
@@ -230,17 +252,28 @@ def _check_fixed(model: nn.Module, loss: LossFunction, batch: Batch) -> None:
         )
 
 
-def _total_count(model: nn.Module, loss: LossFunction, batches: Sequence[Batch]) -> float:
-    """Σ counts, after one evaluation of every batch."""
+def _in_bfloat16(loss: LossFunction, device: str) -> LossFunction:
+    """The loss with its forward pass under bfloat16 autocast; the sum itself stays in the parameters' dtype."""
+
+    def lowered(model: nn.Module, batch: Batch) -> tuple[Tensor, float | Tensor]:
+        with torch.autocast(device, torch.bfloat16, cache_enabled=False):  # a cache would outlive graphs and vmap
+            total, count = loss(model, batch)
+        return total.to(next(model.parameters()).dtype), count
+
+    return lowered
+
+
+def _total_count(model: nn.Module, loss: LossFunction, batches: Sequence[Batch], ranks: Ranks) -> float:
+    """Σ counts over all processes, after one evaluation of every batch."""
     with torch.no_grad():
         evaluated = [(float(total), count) for total, count in (_evaluate(model, loss, b) for b in batches)]
-    count = sum(c for _, c in evaluated)
+    count = ranks.total(sum(c for _, c in evaluated))
     if not count > 0:
         raise ProblemError(
             f"the loss's counts add up to {count:g}; there is nothing to average over",
             "return the number of samples (or tokens) as the second value",
         )
-    _finite(sum(total for total, _ in evaluated) / count)
+    _finite(ranks.total(sum(total for total, _ in evaluated)) / count)
     return count
 
 

@@ -35,6 +35,7 @@ class CurvatureOperator:
 
     Attributes:
         n: dimension. layout: of the flat vectors. products: spent so far, one per vector. plan: see `Plan`.
+        width: vectors to ask for at once, the same for all processes that share the data.
 
     Raises:
         ProblemError: no strategy can differentiate this model twice; the reasons are listed.
@@ -62,9 +63,11 @@ class CurvatureOperator:
         self._shift = objective.weight_decay if operator != "residual" else 0.0
         working = 6 * self.n * self.dtype.itemsize
         request = replace(request, budget=keep_budget(self.device, reserve + working, memory))
-        with strict_arithmetic():
+        self._ranks, self._tf32 = objective.ranks, objective.arithmetic == "tf32"
+        with strict_arithmetic(self._tf32):
             planned = make_plan(objective, request)
         self.plan, self._objective = planned.plan, planned.objective
+        self.width = self.agreed(self.plan.block)
         self._chunks: list[Product | None] = [None] * self.plan.chunks
 
     def __call__(self, vectors: Tensor) -> Tensor:
@@ -73,7 +76,7 @@ class CurvatureOperator:
             return self(vectors.unsqueeze(1)).squeeze(1)
         if vectors.shape[1] == 0:
             return torch.empty_like(vectors)
-        with strict_arithmetic():
+        with strict_arithmetic(self._tf32):
             rows = vectors.T
             # a tensor made in inference mode could not enter a graph
             rows = rows.clone(memory_format=torch.contiguous_format) if rows.is_inference() else rows.contiguous()
@@ -81,8 +84,14 @@ class CurvatureOperator:
             while done < rows.shape[0]:
                 parts.append(self._safely(rows[done:]))
                 done += parts[-1].shape[0]
+            sums = parts[0] if len(parts) == 1 else torch.cat(parts)
+            result = self._ranks.sum(sums).div_(self._objective.count)
         self.products += rows.shape[0]
-        return (parts[0] if len(parts) == 1 else torch.cat(parts)).T
+        return (result.add_(rows, alpha=self._shift) if self._shift else result).T
+
+    def agreed(self, number: int) -> int:
+        """The smallest of the numbers that the processes sharing the data propose."""
+        return int(self._ranks.smallest(number))
 
     def release(self) -> None:
         """Free kept graphs; the next product rebuilds them."""
@@ -114,6 +123,7 @@ class CurvatureOperator:
         return product
 
     def _apply(self, rows: Tensor) -> Tensor:
+        """Products of rows [b, n] with the sum over this process's data."""
         layout = self._objective.layout
         parts = layout.unflatten(rows)
         result: Tensor | None = None
@@ -126,8 +136,7 @@ class CurvatureOperator:
                 for total, term in zip(sums, terms, strict=True):
                     total += term
         assert result is not None
-        result.div_(self._objective.count)
-        return result.add_(rows, alpha=self._shift) if self._shift else result
+        return result
 
     def _chunk(self, index: int, batch: Batch) -> Product:
         kept = self._chunks[index]

@@ -54,6 +54,7 @@ class Plan:
         block: vectors taken in one launch.
         bytes_per_chunk: what one kept chunk holds.
         gradient_seconds, product_seconds: measured, over all data, a vector (NaN: not measured).
+        seconds_by_block: (block, seconds a vector) for every block that was timed.
         planning_seconds: spent on choosing.
         notes: fall-backs and halvings, in words.
     """
@@ -68,6 +69,7 @@ class Plan:
     bytes_per_chunk: int = 0
     gradient_seconds: float = float("nan")
     product_seconds: float = float("nan")
+    seconds_by_block: tuple[tuple[int, float], ...] = ()
     planning_seconds: float = 0.0
     notes: tuple[str, ...] = field(default=())
 

@@ -93,6 +93,7 @@ class _Planner:
         self.gradient_seconds = float("nan")
         self.job = 0.0  # seconds of all products to come, taken the first way that works
         self.piece = PIECE
+        self.by_block: dict[int, float] = {}
         self.begin = time.perf_counter()
 
     def run(self) -> Planned:
@@ -116,6 +117,7 @@ class _Planner:
             bytes_per_chunk=best.held,
             gradient_seconds=self.gradient_seconds,
             product_seconds=best.seconds,
+            seconds_by_block=tuple(sorted(self.by_block.items())),
             planning_seconds=time.perf_counter() - self.begin,
             notes=tuple(self.notes),
         )
@@ -231,10 +233,13 @@ class _Planner:
         share = share_of(self.objective.batches, self._largest())
         if self.device.type == "cpu" and best.seconds * share > LAUNCH_BOUND:
             return best
+        self.by_block = {best.way.block: best.seconds}
         for width in WIDTHS:
             if width > self.request.widest or not self._affordable(2 * width * best.seconds * share):
                 break
             trial = self._tried(replace(best.way, block=width), f"fell back to blocks of {best.way.block}")
+            if trial is not None:
+                self.by_block[width] = trial.seconds
             if trial is None or trial.seconds > 0.9 * best.seconds:
                 break
             best = trial

@@ -33,18 +33,21 @@ def test_steps_to_exclude_is_the_smallest(n: int, epsilon: float) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("mixed_in", [0.0, 1.0, 10.0])
 @pytest.mark.parametrize("steps", [14, 25])
-def test_misses_no_more_often_than_it_says(steps: int) -> None:
-    """One eigenvalue far below a bulk: hard for Lanczos if the start has little of it."""
+def test_misses_no_more_often_than_it_says(steps: int, mixed_in: float) -> None:
+    """One eigenvalue far below a bulk: hard for Lanczos if the start has little of it, and what is mixed in nothing."""
     n, probability, runs = 400, 0.2, 300
     values = torch.cat([torch.linspace(-0.2, 1, n - 1), torch.tensor([-0.23])]).double()
     generator = torch.Generator().manual_seed(0)
+    other = torch.nn.functional.normalize(torch.randn(n - 1, generator=generator, dtype=torch.float64), dim=0)
+    other = mixed_in * torch.cat([other, torch.zeros(1, dtype=torch.float64)])
     missed = excluded = 0
     for _ in range(runs):
-        start = torch.randn(n, generator=generator, dtype=torch.float64)
-        _, t, _, _ = lanczos(lambda v: values[:, None] * v, start, steps)
+        start = torch.nn.functional.normalize(torch.randn(n, generator=generator, dtype=torch.float64), dim=0)
+        _, t, _, _ = lanczos(lambda v: values[:, None] * v, start + other, steps)
         ritz = np.linalg.eigvalsh(t)
-        bound = exclusion_bound(steps, n, ritz[0], ritz[-1], probability)
+        bound = exclusion_bound(steps, n, ritz[0], ritz[-1], probability, mixed_in)
         excluded += not math.isnan(bound)
         missed += bound > -0.23
     assert excluded == runs

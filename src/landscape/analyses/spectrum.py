@@ -18,12 +18,13 @@ from landscape.objective import Objective, build_objective
 from landscape.operators import CurvatureOperator
 from landscape.parameters import trainable
 from landscape.problem import Problem
+from landscape.ranks import ALONE, Ranks
 from landscape.results import Spectrum, Spent
 from landscape.spectral import exact as dense
 from landscape.spectral.failed import failed_spectrum
 from landscape.spectral.iterative import iterative_fields
 from landscape.spectral.layers import layer_blocks
-from landscape.spectral.settings import Progress, SpectrumSettings
+from landscape.spectral.settings import LOWERED, Progress, SpectrumSettings
 from landscape.spectral.subsample import sampling_fields
 
 
@@ -103,14 +104,16 @@ def resolve_device(name: str) -> torch.device:
     return torch.device(name)
 
 
-def run_spectrum(problem: Problem, settings: SpectrumSettings, progress: Progress | None = None) -> Spectrum:
-    """`spectrum` with its settings as one object; see there."""
+def run_spectrum(
+    problem: Problem, settings: SpectrumSettings, progress: Progress | None = None, ranks: Ranks = ALONE
+) -> Spectrum:
+    """`spectrum` with its settings as one object; see there. `ranks`: the processes that share the data."""
     start = time.perf_counter()
     tell = progress or (lambda stage, done, total: None)
     try:
-        objective, population = _objective(problem, settings)
+        objective, population = _objective(problem, settings, ranks)
         loss, gradient = objective.value_and_gradient()
-        found, products, plan, dtype = _solve(objective, settings, tell)
+        found, products, plan, dtype = _solve(objective, settings, tell, gradient)
     except NumericalError as error:
         error.partial = failed_spectrum(problem, settings, time.perf_counter() - start)
         raise
@@ -150,7 +153,7 @@ def run_spectrum(problem: Problem, settings: SpectrumSettings, progress: Progres
     )
 
 
-def _objective(problem: Problem, settings: SpectrumSettings) -> tuple[Objective, int | None]:
+def _objective(problem: Problem, settings: SpectrumSettings, ranks: Ranks) -> tuple[Objective, int | None]:
     """The objective, and the size of the whole data set if only a part of it is used."""
     batches = read_batches(problem)
     population = None
@@ -166,33 +169,49 @@ def _objective(problem: Problem, settings: SpectrumSettings) -> tuple[Objective,
         params=settings.params,
         device=resolve_device(settings.device),
         dtype=resolve_dtype(settings.precision, own),
+        ranks=ranks,
     )
     return objective, population
 
 
 def _solve(
-    objective: Objective, settings: SpectrumSettings, tell: Progress
+    objective: Objective, settings: SpectrumSettings, tell: Progress, gradient: Tensor
 ) -> tuple[dict[str, Any], int, dict[str, Any], torch.dtype]:
     """Dense where that is cheap or forced, else iterative: fields, products, plan and dtype."""
     options: dict[str, Any] = {
         "strategy": settings.strategy,
         "batch_size": settings.batch_size,
+        "block": settings.block,
         "memory": settings.memory,
     }
-    n = objective.layout.total
+    n, ranks = objective.layout.total, objective.ranks
     if settings.exact or (settings.exact is None and dense.considered(n, objective.device)):
         wide = dense.float64_operator(objective, settings.operator, **options)
         if settings.exact:
             dense.require_fit(wide, settings.memory)
-        if settings.exact or dense.wants_dense(wide, settings.iterative_products, settings.memory):
+        chosen = settings.exact or dense.wants_dense(wide, settings.iterative_products, settings.memory)
+        if ranks.first(chosen):
             tell("dense matrix", 0, n)
             found = dense.dense_fields(wide, settings, tell)
             return found, wide.products, wide.plan.as_dict(), torch.float64
         del wide
-    reserve = min(100, n) * n * objective.dtype.itemsize
+    if settings.precision in LOWERED:
+        objective = objective.lowered(settings.precision)
     operator = CurvatureOperator(
-        objective, settings.operator, reserve=reserve, expected_products=settings.iterative_products, **options
+        objective,
+        settings.operator,
+        reserve=min(100, n) * n * objective.dtype.itemsize,
+        expected_products=settings.iterative_products,
+        widest=settings.probes if settings.density else settings.top + settings.bottom,
+        **options,
     )
-    found, notes = iterative_fields(objective, operator, settings, tell)
-    plan = operator.plan.as_dict()
+    start, planned = time.perf_counter(), operator.plan
+    found, notes, basis = iterative_fields(objective, operator, settings, tell, gradient)
+    seconds = time.perf_counter() - start
+    plan = {
+        **operator.plan.as_dict(),
+        **basis,
+        "predicted_seconds": settings.iterative_products * planned.product_seconds,
+        "actual_seconds": seconds,
+    }
     return found, operator.products, {**plan, "notes": (*plan["notes"], *notes)}, objective.dtype

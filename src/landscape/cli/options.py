@@ -33,9 +33,12 @@ AllowGlobal = Annotated[
     typer.Option("--allow-global", metavar="NAME", help="A class that a checkpoint may contain; repeatable."),
 ]
 Device = Annotated[str, typer.Option("--device", help="auto, cpu or cuda.")]
-Precision = Annotated[str, typer.Option("--precision", help="auto, float32, float64 or tf32.")]
+Precision = Annotated[str, typer.Option("--precision", help="auto, float32, float64, tf32 or bf16.")]
 BatchSize = Annotated[
     int | None, typer.Option("--batch-size", help="Samples a chunk; chosen by timing if left out.", show_default=False)
+]
+Block = Annotated[
+    int | None, typer.Option("--block", help="Vectors a launch; chosen by timing if left out.", show_default=False)
 ]
 Samples = Annotated[
     int | None, typer.Option("--samples", help="Use a random subset of the data, with its sampling error.")

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import os
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -10,9 +12,11 @@ import typer
 
 from landscape.cli import options as common
 from landscape.cli.terminal import flush, print_error, print_note, print_warning
-from landscape.errors import BatchError, LandscapeError, NumericalError, UsageError
+from landscape.errors import BatchError, LandscapeError, NumericalError, RanksError, UsageError
 
 if TYPE_CHECKING:
+    from landscape.cli.spectrum_view import Shown
+    from landscape.ranks import Ranks
     from landscape.results import Provenance, Spectrum
     from landscape.spectral.settings import SpectrumSettings
 
@@ -29,6 +33,7 @@ class _Request:
     allow_globals: tuple[str, ...]
     force: bool
     quiet: bool
+    ranks: Ranks | None = None
 
 
 def spectrum(
@@ -69,6 +74,7 @@ def spectrum(
     device: common.Device = "auto",
     precision: common.Precision = "auto",
     batch_size: common.BatchSize = None,
+    block: common.Block = None,
     memory: common.Memory = None,
     samples: common.Samples = None,
     seed: common.Seed = 0,
@@ -108,6 +114,7 @@ def spectrum(
         device=device,
         precision=precision,
         batch_size=batch_size,
+        block=block,
         strategy=strategy,
         memory=None if memory is None else parse_bytes(memory),
     )
@@ -119,45 +126,72 @@ def spectrum(
     request = _Request(settings, problem, common.parse_sets(sets), data, loss, tuple(allow_global or ()), force, quiet)
     try:
         with interruptible():
-            _run_all(request, paths, places, workers, as_json)
+            if workers > 1 and len(paths) > 1:
+                _run_workers(request, paths, places, workers, as_json)
+            else:
+                _run_here(request, paths, places, as_json)
     except Interrupted as interrupted:
         print_note(f"{interrupted}; finished results are whole, repeat the command to go on")
         flush()
         raise typer.Exit(interrupted.exit_code) from None
 
 
-def _run_all(request: _Request, paths: list[Path], places: list[Path], workers: int, as_json: bool) -> None:
-    from landscape.cli.spectrum_view import Shown, print_json, print_many, print_one
-    from landscape.memory import keep_heap
+def _run_workers(request: _Request, paths: list[Path], places: list[Path], workers: int, as_json: bool) -> None:
+    from landscape.cli.spectrum_view import print_json
 
-    if workers > 1 and len(paths) > 1:
-        shown, failures = _in_workers(request, paths, places, workers)
-        if as_json:
-            for one in shown:
-                print_json(one)
-    else:
-        keep_heap()
-        shown, failures = [], []
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise UsageError("--workers and torchrun do not go together", "leave --workers out: torchrun shares the data")
+    shown, failures = _in_workers(request, paths, places, workers)
+    for one in shown if as_json else ():
+        print_json(one)
+    _conclude(shown, failures, len(paths), as_json)
+
+
+def _run_here(request: _Request, paths: list[Path], places: list[Path], as_json: bool) -> None:
+    """One checkpoint after the other, in this process or, with its share of the data, in each of a `torchrun`."""
+    from landscape.cli.spectrum_view import Shown, print_json
+    from landscape.memory import keep_heap
+    from landscape.ranks import joined
+
+    keep_heap()
+    shown: list[Shown] = []
+    failures: list[LandscapeError] = []
+    with joined() as ranks:
+        first = ranks.rank == 0
+        request = replace(request, ranks=ranks, quiet=request.quiet or not first)
         for path, place in zip(paths, places, strict=True):
             try:
                 result, provenance = compute_or_reuse(request, path, place)
+            except RanksError:
+                raise
             except LandscapeError as error:
                 failures.append(error)
-                if len(paths) > 1:
+                if len(paths) > 1 and first:
                     error.message = f"{path}: {error.message}"
                     print_error(error)
                 continue
-            shown.append(Shown(result, provenance, place))
-            if as_json:
-                print_json(shown[-1])
+            if first:
+                shown.append(Shown(result, provenance, place))
+                if as_json:
+                    print_json(shown[-1])
+        if first:
+            _conclude(shown, failures, len(paths), as_json)
+        elif failures:  # the first process says why
+            raise typer.Exit(failures[0].exit_code if len(paths) == 1 else BatchError.exit_code)
+
+
+def _conclude(shown: list[Shown], failures: list[LandscapeError], number: int, as_json: bool) -> None:
+    """The table, and one error for all that failed."""
+    from landscape.cli.spectrum_view import print_many, print_one
+
     if not as_json and shown:
-        print_one(shown[0]) if len(paths) == 1 else print_many(shown)
+        print_one(shown[0]) if number == 1 else print_many(shown)
     flush()
-    if failures and len(paths) == 1:
+    if failures and number == 1:
         raise failures[0]
     if failures:
         raise BatchError(
-            f"{len(failures)} of {len(paths)} checkpoints failed; the results of the others are written",
+            f"{len(failures)} of {number} checkpoints failed; the results of the others are written",
             "mend what is named above, then repeat the command: it does only what is missing",
         )
 
@@ -184,8 +218,22 @@ def compute_or_reuse(request: _Request, path: Path, place: Path) -> tuple[Spectr
     data_fingerprint = fingerprint(list(problem.data))
     settings = request.settings.as_dict()
     ours = _identity(loaded.checkpoint.sha256, loaded.problem_identity, data_fingerprint, settings)
-    with locked(place):
-        if not request.force and _is_done(place, ours):
+    ranks = request.ranks
+    assert ranks is not None
+    with ExitStack() as held:
+
+        def is_done() -> bool | LandscapeError:
+            """Asked by the first process only; an error is for all of them."""
+            try:
+                held.enter_context(locked(place))
+                return not request.force and _is_done(place, ours)
+            except LandscapeError as error:
+                return error
+
+        answer = ranks.first(is_done() if ranks.rank == 0 else False)
+        if isinstance(answer, LandscapeError):
+            raise answer
+        if answer:
             stored = read_result(place, "spectrum")
             print_note(f"{path}: done already, {place} is kept", request.quiet)
             return restore(stored, Spectrum), stored.provenance
@@ -195,22 +243,23 @@ def compute_or_reuse(request: _Request, path: Path, place: Path) -> tuple[Spectr
 
         try:
             with stage_progress(path.name, request.quiet) as report:
-                result = run_spectrum(problem, request.settings, report)
+                result = run_spectrum(problem, request.settings, report, ranks)
         except NumericalError as error:
-            if error.partial is not None:
+            if error.partial is not None and ranks.rank == 0:
                 write_result(place, error.partial, provenance(error.partial, "failed"), force=request.force)
                 error.message += f" (what is known was written to {place})"
             raise
         made = provenance(result, "complete")
-        write_result(place, result, made, force=request.force)
-    warn(result, str(path))
+        if ranks.rank == 0:
+            write_result(place, result, made, force=request.force)
+            warn(result, str(path))
     return result, made
 
 
 def _identity(sha256: str, problem: dict[str, Any], data: str, settings: dict[str, Any]) -> str:
     from landscape.identity import identity
 
-    answer = {k: v for k, v in settings.items() if k != "memory"}
+    answer = {k: v for k, v in settings.items() if k not in ("memory", "block")}
     return identity({"checkpoint": sha256, "problem": problem, "data": data, "settings": answer})
 
 

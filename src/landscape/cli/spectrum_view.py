@@ -55,6 +55,7 @@ def spectrum_json(shown: Shown) -> dict[str, Any]:
         "product_error": r.product_error,
         "products": p.products,
         "strategy": r.strategy,
+        "plan": dict(p.plan),
         "dtype": p.dtype,
         "device": p.device,
         "seconds": p.seconds,
@@ -165,6 +166,8 @@ def print_one(shown: Shown) -> None:
     stdout.print(p.checkpoint, soft_wrap=True)
     stdout.print(f"  {r.operator}, {r.parameters:,} parameters, {r.samples:,} samples")
     stdout.print(f"  {how}, {p.seconds:.1f} s on {p.device}")
+    if not r.exact:
+        stdout.print(f"  plan: {_plan(dict(p.plan))}", soft_wrap=True)
     stdout.print(f"  loss {r.loss:.6g}   |gradient| {r.gradient_norm:.3g}")
     stdout.print(_pair_table(r))
     half = (r.trace_high - r.trace_low) / 2
@@ -182,6 +185,15 @@ def print_one(shown: Shown) -> None:
         stdout.print(_sampling_text(r))
     _print_histogram(r)
     stdout.print(f"  written to {shown.path}", soft_wrap=True)
+
+
+def _plan(plan: dict[str, Any]) -> str:
+    """How products were taken, and what that was expected to cost."""
+    text = f"chunks of {plan['chunk']} samples, {plan['block']} vectors a launch"
+    if plan.get("kept_chunks", 0) < plan["chunks"] and plan["strategy"] != "recompute":
+        text += f", {plan['kept_chunks']} of {plan['chunks']} graphs kept"
+    predicted, actual = plan.get("predicted_seconds"), plan.get("actual_seconds")
+    return text if predicted is None or actual is None else f"{text}; {predicted:.2g} s foreseen, {actual:.2g} s taken"
 
 
 def _excluded(r: Spectrum) -> str:

@@ -243,7 +243,7 @@ def _advance(state: _State, task: _Task, rows: Tensor) -> tuple[Tensor, np.ndarr
     state.dense = False
     state.scale = max(state.scale, float(before.max()))
     nothing = max(BREAKDOWN * torch.finfo(w.dtype).eps * state.scale, task.noise)
-    size, turn = np.linalg.eigh(gram)
+    size, turn = _eigh(gram)
     size = np.sqrt(np.maximum(size, 0.0))
     kept = size > nothing
     kept[: max(0, len(kept) - (task.free - state.rows))] = False  # the space has no room for more than rounding
@@ -271,7 +271,7 @@ def _unit(state: _State, rows: Tensor) -> Tensor:
     state.dense = True
     rows.div_(norms_of(rows).to(rows.dtype).unsqueeze(1))
     _, before, gram = state.basis.orthogonalise(rows)
-    size, turn = np.linalg.eigh(gram) if np.all(np.isfinite(gram)) else (np.zeros(1), gram)
+    size, turn = _eigh(gram) if np.all(np.isfinite(gram)) else (np.zeros(1), gram)
     if not (np.all(np.isfinite(before)) and size[0] > 0):
         raise ValueError("the start vector is zero, not finite, or lies in the deflated space")
     return _next(state, rows, turn / np.sqrt(size))
@@ -301,15 +301,22 @@ def _projected(state: _State) -> np.ndarray:
     return state.projected
 
 
+def _eigh(matrix: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """By torch, whose threads do the products: numpy's own spin on after a call, and slow the next product 3 times."""
+    value, vector = torch.linalg.eigh(torch.from_numpy(np.ascontiguousarray(matrix)))
+    return value.numpy(), vector.numpy()
+
+
 def _bounds(state: _State, vector: np.ndarray) -> np.ndarray:
     """‖W s‖ for the last entries s of each column: the residual norms of Ritz vectors, in exact arithmetic."""
     s = vector[-state.last :]
     squares: np.ndarray = np.einsum("ik,ij,jk->k", s, state.gram, s)
-    return np.sqrt(np.maximum(squares, 0.0))
+    bounds: np.ndarray = np.sqrt(np.maximum(squares, 0.0))
+    return bounds
 
 
 def _ritz(state: _State, task: _Task) -> _Ritz:
-    value, vector = np.linalg.eigh(_projected(state))
+    value, vector = _eigh(_projected(state))
     largest = float(np.max(np.abs(value)))
     bound = _bounds(state, vector)
     rounding = ROUNDING * torch.finfo(task.like.dtype).eps + ROTATION * EPS64 * math.sqrt(1 + state.restarts)
@@ -340,12 +347,12 @@ def _finished(state: _State, task: _Task, ritz: _Ritz) -> bool:
     if state.broken:  # an invariant space: did the part that the last random vector added change any wanted value?
         if state.block < max(1, task.top + task.bottom):
             return False
-        before = np.linalg.eigvalsh(state.projected[: state.block, : state.block])
+        before = _eigh(state.projected[: state.block, : state.block])[0]
         above = ritz.value[::-1][: task.top] - before[::-1][: task.top]
         below = ritz.value[: task.bottom] - before[: task.bottom]
         return bool(np.all(np.abs(np.r_[above, below]) <= ritz.error))
     if state.block:  # the extreme pairs of the random vector's own Krylov space must have converged too
-        value, vector = np.linalg.eigh(state.projected[state.block :, state.block :])
+        value, vector = _eigh(state.projected[state.block :, state.block :])
         ends = [-1] * (task.top > 0) + [0] * (task.bottom > 0)
         tolerance = np.maximum(task.rtol * np.abs(value), task.tau * np.max(np.abs(ritz.value))) + ritz.error
         return bool(np.all(_bounds(state, vector[:, ends]) <= tolerance[ends]))

@@ -76,7 +76,7 @@ def solve_dense(operator: CurvatureOperator, vectors: tuple[int, int]) -> DenseS
     """
     try:
         matrix, asymmetry = materialise(
-            operator, operator.n, dtype=operator.dtype, device=operator.device, block=max(operator.plan.block, 16)
+            operator, operator.n, dtype=operator.dtype, device=operator.device, block=max(operator.width, 16)
         )
     except FloatingPointError as error:
         raise NumericalError(

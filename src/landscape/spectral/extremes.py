@@ -20,6 +20,12 @@ from landscape.operators import CurvatureOperator
 SECOND_LOOK = 10
 # Vectors whose inner products are this small are orthonormal enough to project with, twice.
 NEARLY = 1e-5
+# Basis rows that are worth going to the host's memory for.
+COMFORTABLE = 100
+# A block of b takes b^0.62 times as many products as single vectors (52/84/128 for 2/4/8 against 36, measured).
+DETOUR = 0.62
+# Length of the gradient that is mixed into a unit start vector.
+MIXED_IN = 1.0
 
 
 @dataclass(frozen=True)
@@ -67,12 +73,39 @@ def bottom_of(found: Extremes) -> Pairs:
     return Pairs(found.bottom_value, found.bottom_residual, found.bottom_converged, found.bottom_vector)
 
 
-def basis_limit(operator: CurvatureOperator, memory: int | None, pairs: int, spare: int = 12) -> int:
-    """Rows a Krylov basis may have: what memory allows beside the vectors returned, at least what is needed."""
+@dataclass(frozen=True)
+class Room:
+    """Rows that a Krylov basis may have, and how many of them the device holds."""
+
+    max_basis: int
+    on_device: int
+
+
+def basis_room(operator: CurvatureOperator, memory: int | None, pairs: int, spare: int = 12) -> Room:
+    """Room for a Krylov basis.
+
+    What memory allows beside the vectors returned. Where a GPU has no room for a basis that works without restarts,
+    the host's memory takes the rest of it.
+    """
     row = operator.n * operator.dtype.itemsize
-    usable = usable_bytes(operator.device, memory)
     working = 2 * pairs + spare  # the pairs' vectors, once joined for deflation, and temporaries
-    return max(2 * pairs + 8, int(usable // row) - working)
+    on_device = max(2 * pairs + 8, int(usable_bytes(operator.device, memory) // row) - working)
+    limit = on_device
+    if operator.device.type == "cuda":
+        wanted = COMFORTABLE + 4 * pairs
+        limit = max(on_device, min(wanted, on_device + usable_bytes(torch.device("cpu")) // row))
+    return Room(operator.agreed(limit), on_device)
+
+
+def krylov_width(operator: CurvatureOperator, pairs: int) -> int:
+    """Vectors a Lanczos step: more than one where a block's products are so cheap that its detour pays."""
+    timed = dict(operator.plan.seconds_by_block)
+    best = 1
+    for width, seconds in timed.items():
+        cost = width**DETOUR * seconds
+        if width <= max(8, pairs) and cost < 0.8 * best**DETOUR * timed.get(best, float("nan")):
+            best = width
+    return operator.agreed(best)
 
 
 def find_extremes(
@@ -84,13 +117,24 @@ def find_extremes(
     tau: float,
     noise: float,
     max_products: int,
-    max_basis: int,
+    room: Room,
     generator: torch.Generator,
+    width: int = 1,
+    towards: Tensor | None = None,
     deflate: Tensor | None = None,
     progress: Callable[[int, int, int], None] | None = None,
 ) -> Extremes:
-    """`lanczos_extremes` from a random start on the sphere; NaN in a product becomes a NumericalError."""
-    start = sphere(operator.n, 1, generator=generator, dtype=operator.dtype, device=operator.device)[:, 0]
+    """`lanczos_extremes` from `width` random starts on the sphere; NaN in a product becomes a NumericalError.
+
+    `towards` [n], the gradient, is mixed in with the same length: much of it lies in the leading eigenspaces
+    (Gur-Ari, Roberts & Dyer 2018), which saves a tenth to a quarter of the products.
+    """
+    free = operator.n - (0 if deflate is None else deflate.shape[1])
+    if max_products < 8 * width or free < 4 * width or room.max_basis < top + bottom + 3 * width:
+        width = 1
+    start = sphere(operator.n, width, generator=generator, dtype=operator.dtype, device=operator.device)
+    if towards is not None and (length := float(torch.linalg.vector_norm(towards, dtype=torch.float64))) > 0:
+        start[:, 0].add_(towards, alpha=MIXED_IN / length)
     try:
         return lanczos_extremes(
             operator,
@@ -101,9 +145,10 @@ def find_extremes(
             tau=tau,
             noise=noise,
             max_products=max_products,
-            max_basis=max_basis,
+            max_basis=room.max_basis,
             generator=generator,
             deflate=deflate,
+            on_device=room.on_device,
             progress=progress,
         )
     except FloatingPointError as error:
@@ -148,7 +193,7 @@ def complete(
     Args:
         seen: extreme Ritz values (min, max) already seen in the complement of `top` and `bottom`.
         budget: products that may be spent.
-        settings: rtol, tau, noise, max_basis and generator of `find_extremes`.
+        settings: rtol, tau, noise, room and generator of `find_extremes`.
 
     Returns:
         top, bottom, copies found, and whether the last look found nothing (False: the budget ran out first).

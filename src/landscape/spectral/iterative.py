@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -17,12 +17,14 @@ from landscape.operators import CurvatureOperator
 from landscape.spectral.density import spectral_density
 from landscape.spectral.exact import vector_fields
 from landscape.spectral.extremes import (
+    MIXED_IN,
     SECOND_LOOK,
     Pairs,
-    basis_limit,
+    basis_room,
     bottom_of,
     complete,
     find_extremes,
+    krylov_width,
     orthonormal,
     second_look,
     top_of,
@@ -44,26 +46,31 @@ def iterative_fields(
     operator: CurvatureOperator,
     settings: SpectrumSettings,
     tell: Progress,
-) -> tuple[dict[str, Any], list[str]]:
-    """All spectral fields of `results.Spectrum`, and sentences about limits that were hit."""
+    gradient: Tensor,
+) -> tuple[dict[str, Any], list[str], dict[str, Any]]:
+    """All spectral fields of `results.Spectrum`, sentences about limits that were hit, and how the Krylov basis was
+    held; gradient: ∇L [n]."""
     generator = torch.Generator().manual_seed(settings.seed)
     noise = product_error(objective, settings.operator, settings.seed)
     probes, steps, for_extremes, notes = _shares(settings, operator.n)
     ends = (max(settings.top, 1), max(settings.bottom, 1))
-    max_basis = basis_limit(operator, settings.memory, sum(ends))
+    width = krylov_width(operator, sum(ends))
+    foreseen = Foreseen(settings.extreme_products, probes * max(steps, 1))
     common: dict[str, Any] = {
         "rtol": settings.rtol,
         "tau": settings.tau,
         "noise": noise,
-        "max_basis": max_basis,
         "generator": generator,
+        "room": (room := basis_room(operator, settings.memory, sum(ends))),
     }
     found = find_extremes(
         operator,
         top=ends[0],
         bottom=ends[1],
         max_products=for_extremes,
-        progress=lambda products, done, wanted: tell(f"eigenpairs ({done} of {wanted})", products, for_extremes),
+        width=width,
+        towards=gradient,
+        progress=lambda products, done, wanted: tell(f"eigenpairs ({done} of {wanted})", *foreseen.first(products)),
         **common,
     )
     top, bottom = top_of(found), bottom_of(found)
@@ -75,7 +82,7 @@ def iterative_fields(
         probes=probes,
         steps=steps,
         generator=generator,
-        progress=lambda done, total: tell("density" if steps else "trace", done, total),
+        progress=lambda done, total: tell("density" if steps else "trace", *foreseen.second(done)),
     )
     budget = for_extremes - found.products
     trace = trace_interval(operator, found, probing.samples, noise=noise, budget=budget, generator=generator)
@@ -84,7 +91,28 @@ def iterative_fields(
     del deflated
     top, bottom, more = _second_look(operator, found, top, bottom, probing, for_extremes, common)
     notes += more
-    return _fields(settings, operator, found, (top, bottom), probing, known, trace, noise), notes
+    basis = {
+        "krylov_rows": room.max_basis if found.restarts else found.basis_size,
+        "krylov_width": width,
+        "restarts": found.restarts,
+    }
+    return _fields(settings, operator, found, (top, bottom), probing, known, trace, noise), notes, basis
+
+
+@dataclass(frozen=True)
+class Foreseen:
+    """How far the whole is, in products: those of the extremes are a guess, those of the probes are known."""
+
+    extremes: int
+    probes: int
+
+    def first(self, products: int) -> tuple[int, int]:
+        """(done, total) while the extremes are sought; an underestimate grows as it is found out."""
+        return products, max(self.extremes, products + products // 8) + self.probes
+
+    def second(self, products: int) -> tuple[int, int]:
+        """(done, total) while the probes run."""
+        return self.extremes + products, self.extremes + self.probes
 
 
 def _no_basis(vectors: Tensor) -> Tensor:
@@ -172,7 +200,12 @@ def _fields(
     )
     scale = float(np.max(np.abs(found.ritz_values)))
     below = exclusion_bound(
-        found.unrestarted_steps, operator.n, found.unrestarted_min, found.unrestarted_max, MISS_PROBABILITY
+        found.unrestarted_steps,
+        operator.n,
+        found.unrestarted_min,
+        found.unrestarted_max,
+        MISS_PROBABILITY,
+        MIXED_IN,
     )
     fields: dict[str, Any] = {
         "exact": False,

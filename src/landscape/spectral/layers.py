@@ -11,7 +11,7 @@ import torch
 from landscape.objective import Objective
 from landscape.operators import CurvatureOperator
 from landscape.parameters import by_layer
-from landscape.spectral.extremes import basis_limit, find_extremes
+from landscape.spectral.extremes import basis_room, find_extremes
 from landscape.spectral.noise import product_error
 from landscape.spectral.probing import probe, trace_interval
 
@@ -83,7 +83,8 @@ def _block_numbers(
         tau=tau,
         noise=noise,
         max_products=PRODUCTS_PER_LAYER,
-        max_basis=basis_limit(block, memory, 2),
+        towards=part.value_and_gradient()[1],
+        room=basis_room(block, memory, 2),
         generator=generator,
     )
     probing = probe(block, None, found, probes=8, steps=0, generator=generator)

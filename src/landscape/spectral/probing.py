@@ -62,7 +62,7 @@ def probe(
         return Probing(None, None, np.zeros(0), 0, (math.inf, -math.inf))
     found: list[Tridiagonals] = []
     samples: list[np.ndarray] = []
-    width = max(1, operator.plan.block)
+    width = operator.width
     for start in range(0, probes, width):
         count = min(width, probes - start)
         vectors = _complement(

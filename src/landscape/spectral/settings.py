@@ -9,6 +9,8 @@ from typing import Any
 from landscape.errors import UsageError
 from landscape.plan import OPERATORS
 
+# Cheaper arithmetic for products.
+LOWERED = ("tf32", "bf16")
 # Called as (stage, done, total).
 Progress = Callable[[str, int, int], None]
 
@@ -31,8 +33,9 @@ class SpectrumSettings:
         vectors: keep the eigenvectors.
         samples: size of a random subset of the data; None: all.
         seed: of every random choice.
-        device: "auto", "cpu" or "cuda". precision: "auto", "float32", "float64" or "tf32".
-        batch_size: samples a chunk; None: by timing. strategy: see `CurvatureOperator`.
+        device: "auto", "cpu" or "cuda". precision: "auto", "float32", "float64", or for cheaper products "tf32" or
+            "bf16", whose measured error enters every bound.
+        batch_size: samples a chunk; block: vectors a launch; None: by timing. strategy: see `CurvatureOperator`.
         memory: limit in bytes for the whole process.
     """
 
@@ -54,6 +57,7 @@ class SpectrumSettings:
     device: str = "auto"
     precision: str = "auto"
     batch_size: int | None = None
+    block: int | None = None
     strategy: str = "auto"
     memory: int | None = None
 
@@ -63,24 +67,29 @@ class SpectrumSettings:
         for name, least in (("top", 0), ("bottom", 0), ("probes", 3), ("steps", 2)):
             if getattr(self, name) < least:
                 raise UsageError(f"--{name} is {getattr(self, name)}; it must be at least {least}")
-        for name in ("max_products", "samples", "batch_size", "memory"):
+        for name in ("max_products", "samples", "batch_size", "block", "memory"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise UsageError(f"--{name.replace('_', '-')} is {value}; it must be at least 1")
         for name in ("rtol", "tau"):
             if not 0 <= getattr(self, name) < 1:
                 raise UsageError(f"--{name} is {getattr(self, name)}; it must lie in [0, 1)")
-        if self.precision not in ("auto", "float32", "float64", "tf32"):
-            raise UsageError(f"there is no precision {self.precision!r}", "choose auto, float32, float64 or tf32")
+        if self.precision not in ("auto", "float32", "float64", *LOWERED):
+            raise UsageError(f"there is no precision {self.precision!r}", "choose auto, float32, float64, tf32 or bf16")
 
     def as_dict(self) -> dict[str, Any]:
         """Plain types, for identities and files."""
         return {**asdict(self), "params": list(self.params)}
 
     @property
+    def extreme_products(self) -> int:
+        """Products that the eigenpairs will take, roughly."""
+        return 4 * (self.top + self.bottom) + 20
+
+    @property
     def iterative_products(self) -> int:
         """Products that an iterative solution will take, roughly; decides what planning is worth."""
-        guess = 4 * (self.top + self.bottom) + 20 + (self.probes * self.steps if self.density else self.probes)
+        guess = self.extreme_products + (self.probes * self.steps if self.density else self.probes)
         return guess if self.max_products is None else min(guess, self.max_products)
 
 

@@ -18,7 +18,7 @@ from landscape.linalg.quadrature import gauss, negative_part_bracket, tridiagona
 from landscape.objective import Objective
 from landscape.operators import CurvatureOperator
 from landscape.problem import Batch
-from landscape.spectral.extremes import basis_limit, find_extremes
+from landscape.spectral.extremes import basis_room, find_extremes
 from landscape.spectral.settings import Progress, SpectrumSettings
 
 GROUPS = 5
@@ -106,7 +106,7 @@ def _ends_and_trace(part: CurvatureOperator, rtol: float, seed: int, memory: int
         tau=1e-4,
         noise=0.0,
         max_products=PRODUCTS,
-        max_basis=basis_limit(part, memory, 2),
+        room=basis_room(part, memory, 2),
         generator=generator,
     )
     forms = []
