@@ -11,19 +11,23 @@ import torch
 
 from benchmarks import page
 from benchmarks.memory import KRYLOV, measured
-from benchmarks.problems import cnn_case, mlp_case
+from benchmarks.problems import NETWORKS, mlp_case
 from benchmarks.rows import Bench, Effort
 from benchmarks.truth import reference_of, truth_of
 from landscape.memory import keep_heap
 from landscape.objective import build_objective
 from landscape.operators import CurvatureOperator
 
-ROWS = ("products", "top", "bottom", "density", "memory")
+ROWS = ("products", "top", "bottom", "density", "whole", "memory")
 
 
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="benchmarks/run.py", description=__doc__)
     parser.add_argument("--only", choices=ROWS, nargs="+", default=ROWS, help="rows to measure")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument(
+        "--networks", choices=tuple(NETWORKS), nargs="+", help="of the product row; all on a GPU, else mlp and cnn"
+    )
     parser.add_argument("--repetitions", type=int, default=7)
     parser.add_argument("--seconds", type=float, default=60.0, help="at most, for the repetitions of a row")
     parser.add_argument("--threads", type=int, default=min(2, os.cpu_count() or 1))
@@ -47,7 +51,7 @@ def main() -> None:
         print(text, flush=True)
 
     if set(asked.only) - {"memory"}:
-        case = mlp_case()
+        case = mlp_case().to(asked.device)
         bench = Bench(case, effort)
         truth = truth_of(case)
         show(
@@ -56,10 +60,10 @@ def main() -> None:
             f"the two references agree to {truth.disagreement:.1e}.\n"
         )
         if "products" in asked.only:
-            show(page.product_table(bench.products(truth.operator)))
-            network = cnn_case()
-            wide = CurvatureOperator(build_objective(network.problem(), dtype=torch.float64))
-            show(page.product_table(Bench(network, effort).products(wide)))
+            for name in asked.networks or (NETWORKS if asked.device == "cuda" else ("mlp", "cnn")):
+                network = NETWORKS[name]().to(asked.device)
+                objective = build_objective(network.problem(), dtype=torch.float64, device=asked.device)
+                show(page.product_table(Bench(network, effort).products(CurvatureOperator(objective))))
         if "top" in asked.only:
             show(page.race_table(bench.top(truth)))
         if "bottom" in asked.only:
@@ -67,6 +71,8 @@ def main() -> None:
         if "density" in asked.only:
             reference = reference_of(truth, *((4, 80) if asked.quick else (16, 100)))
             show(page.race_table(bench.density(truth, reference)))
+        if "whole" in asked.only:
+            show(page.race_table(bench.whole(truth)))
     if "memory" in asked.only:
         limits = (None, "6GB", "4GB")
         show(page.memory_table([measured(limit, 20 if asked.quick else KRYLOV) for limit in limits]))

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from benchmarks.problems import Case
 from benchmarks.truth import Measure
+from landscape import spectrum
 from landscape.linalg.probes import sphere
 from landscape.linalg.quadrature import gauss, tridiagonalise
 from landscape.objective import Objective, build_objective, gradients
@@ -20,7 +21,7 @@ from landscape.spectral.noise import product_error
 
 def extremes(case: Case, seed: int, *, top: int, bottom: int, rtol: float, expected: int) -> np.ndarray:
     """Eigenvalues with certified residuals: top descending, or bottom ascending."""
-    objective = build_objective(case.problem())
+    objective = build_objective(case.problem(), device=case.device)
     operator = CurvatureOperator(objective, expected_products=expected)
     found = find_extremes(
         operator, top=top, bottom=bottom, rtol=rtol, tau=1e-6, noise=product_error(objective, "hessian", seed),
@@ -30,9 +31,15 @@ def extremes(case: Case, seed: int, *, top: int, bottom: int, rtol: float, expec
     return np.r_[found.top_value, found.bottom_value]
 
 
+def whole(case: Case, seed: int) -> np.ndarray:
+    """`landscape.spectrum` as it is: ten eigenvalues at either end; density, trace and negative part besides."""
+    found = spectrum(case.problem(), exact=False, seed=seed, device=case.device.type)
+    return np.r_[found.top_value, found.bottom_value]
+
+
 def density(case: Case, seed: int, *, probes: int, steps: int) -> Measure:
     """Quadrature, in blocks as wide as the operator plans."""
-    operator = CurvatureOperator(build_objective(case.problem()), expected_products=probes * steps)
+    operator = CurvatureOperator(build_objective(case.problem(), device=case.device), expected_products=probes * steps)
     generator = torch.Generator().manual_seed(seed)
     width = operator.width
     nodes, weights = [], []
@@ -47,7 +54,7 @@ def density(case: Case, seed: int, *, probes: int, steps: int) -> Measure:
 
 def operator_of(case: Case, expected: int = 640, **options: Any) -> tuple[CurvatureOperator, Objective]:
     """The operator of a long job, and the objective cut as it planned."""
-    objective = build_objective(case.problem())
+    objective = build_objective(case.problem(), device=case.device)
     operator = CurvatureOperator(objective, expected_products=expected, **options)
     return operator, objective.with_chunks(operator.plan.chunk)
 

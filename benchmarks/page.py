@@ -40,12 +40,16 @@ def _cpu() -> str:
     return platform.processor()
 
 
+def _gpu() -> str:
+    return f"- {torch.cuda.get_device_name()}\n" if torch.cuda.is_available() else ""
+
+
 def machine(load_before: float) -> str:
     """Where and with what this was measured."""
     versions = ", ".join(f"{name} {version(package)}" for name, package in PEERS.items())
     load = f"{load_before:.1f} before, {os.getloadavg()[0]:.1f} after"
     return (
-        f"- {datetime.datetime.now(datetime.UTC):%Y-%m-%d %H:%M} UTC; {_cpu()}; {os.cpu_count()} cores, "
+        f"{_gpu()}- {datetime.datetime.now(datetime.UTC):%Y-%m-%d %H:%M} UTC; {_cpu()}; {os.cpu_count()} cores, "
         f"{torch.get_num_threads()} threads; load {load}\n"
         f"- Python {platform.python_version()}, torch {torch.__version__}, this project {version('torch-landscape')}; "
         f"{versions}\n"
@@ -81,13 +85,13 @@ def race_table(row: Row) -> str:
 
 
 def product_table(row: Row) -> str:
-    """Products in units of gradients at our chunk size."""
+    """Products in units of gradients at our chunk size; two are the floor: 6 units of work against 3."""
     unit = row.tools[0].median
-    lines = [f"### {row.title}", ""]
+    lines = [f"### {row.title}", "", f"The floor, two gradients: {_number(2e3 * unit)} ms.", ""]
     lines += ["| | milliseconds | gradients | relative error | setting |", "|---|---|---|---|---|"]
     for tool in row.tools:
         cells = [tool.who, _number(1e3 * tool.median), f"{tool.median / unit:.2f}", _number(tool.error, 2)]
-        note = _setting(tool) if tool.correct else f"{_setting(tool)}: wrong"
+        note = _setting(tool) if tool.correct else tool.reason or f"{_setting(tool)}: wrong"
         lines.append(f"| {' | '.join([*cells, note])} |")
     return "\n".join([*lines, ""])
 

@@ -37,7 +37,9 @@ def curvlinops(case: Case, chunk: int) -> HessianLinearOperator:
 
 def pyhessian(case: Case) -> hessian:
     """One batch of all data: the only mode in which it keeps its graph."""
-    return hessian(case.copy(), nn.CrossEntropyLoss(), data=(case.inputs, case.targets), cuda=False)
+    return hessian(
+        case.copy(), nn.CrossEntropyLoss(), data=(case.inputs, case.targets), cuda=case.device.type == "cuda"
+    )
 
 
 def eigenthings_extremes(case: Case, seed: int, *, chunk: int, k: int, which: str, steps: int) -> np.ndarray:
@@ -65,6 +67,17 @@ def eigenthings_density(case: Case, seed: int, *, chunk: int, probes: int, steps
     )
     node, weight = found.raw_eigenvalues.double().numpy().ravel(), found.raw_weights.double().numpy().ravel()
     return Measure(np.nan_to_num(node), weight / weight.sum())
+
+
+def eigenthings_whole(case: Case, seed: int, *, chunk: int, steps: int) -> np.ndarray:
+    """Ten eigenvalues at either end and the density (80 steps × 8 probes) on one operator."""
+    operator = eigenthings(case, chunk)
+    ends = [
+        lanczos(operator, k=10, max_iter=steps, which=which, seed=seed, reorthogonalize=True).eigenvalues
+        for which in ("LA", "SA")
+    ]
+    spectral_density(operator, num_runs=8, lanczos_steps=80, num_grid_points=2, seed=100 * seed)
+    return np.concatenate([end.double().numpy() for end in ends])
 
 
 def curvlinops_density(

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import copy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from sklearn.datasets import load_digits
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from benchmarks import networks
 from landscape import Problem
 
 
@@ -34,11 +35,29 @@ class Case:
         """A fresh model: no tool sees what another one left behind."""
         return copy.deepcopy(self.model)
 
+    @property
+    def device(self) -> torch.device:
+        return self.inputs.device
+
+    def to(self, device: str) -> Case:
+        """The same case on another device."""
+        return replace(
+            self, model=self.copy().to(device), inputs=self.inputs.to(device), targets=self.targets.to(device)
+        )
+
     def problem(self) -> Problem:
-        return Problem(self.model, (self.inputs, self.targets), "cross_entropy")
+        if self.targets.dim() == 1:
+            return Problem(self.model, (self.inputs, self.targets), "cross_entropy")
+        return Problem(self.model, [(self.inputs, self.targets)], token_loss)
 
     def batches(self, size: int) -> list[tuple[Tensor, Tensor]]:
         return list(zip(self.inputs.split(size), self.targets.split(size), strict=True))
+
+
+def token_loss(model: nn.Module, batch: tuple[Tensor, Tensor]) -> tuple[Tensor, float]:
+    """Cross-entropy summed over tokens; logits [batch, vocabulary, time]."""
+    inputs, targets = batch
+    return F.cross_entropy(model(inputs), targets, reduction="sum"), targets.numel()
 
 
 def digits(image: bool = False) -> tuple[Tensor, Tensor]:
@@ -95,3 +114,35 @@ def large_case(samples: int = 512) -> Case:
     torch.manual_seed(0)
     inputs, targets = digits()
     return Case("MLP of 11 M parameters", mlp(3300).eval(), inputs[:samples], targets[:samples])
+
+
+def resnet_case(k: int, samples: int = 512) -> Case:
+    """ResNet18 of width k on random images."""
+    torch.manual_seed(0)
+    return Case(f"ResNet18, k = {k}", networks.resnet18(k).eval(), *networks.images(samples))
+
+
+def gpt_case(width: int, depth: int, vocabulary: int, samples: int, time: int) -> Case:
+    """A decoder on random tokens."""
+    torch.manual_seed(0)
+    model = networks.GPT(width, depth, vocabulary, time).eval()
+    size = sum(p.numel() for p in model.parameters()) / 1e6
+    return Case(f"GPT of {size:.0f} M parameters", model, *networks.tokens(samples, time, vocabulary))
+
+
+def wide_mlp_case(samples: int = 4096) -> Case:
+    """20 M parameters on random numbers."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(64, 4400), nn.ReLU(), nn.Linear(4400, 4400), nn.ReLU(), nn.Linear(4400, 10)).eval()
+    return Case("MLP of 20 M parameters", model, torch.randn(samples, 64), torch.randint(0, 10, (samples,)))
+
+
+NETWORKS = {
+    "mlp": mlp_case,
+    "cnn": cnn_case,
+    "resnet8": lambda: resnet_case(8),
+    "resnet64": lambda: resnet_case(64),
+    "gpt1": lambda: gpt_case(128, 5, 65, 64, 128),
+    "gpt100": lambda: gpt_case(768, 12, 16384, 8, 256),
+    "mlp20": wide_mlp_case,
+}

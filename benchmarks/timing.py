@@ -9,6 +9,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
+
 Setting = dict[str, Any]
 Answer = Any
 
@@ -50,6 +52,8 @@ def clocked(function: Callable[[], Answer]) -> tuple[float, Answer]:
     gc.collect()
     start = time.perf_counter()
     answer = function()
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
     return time.perf_counter() - start, answer
 
 

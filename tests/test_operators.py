@@ -13,11 +13,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import models_zoo
-from landscape import operators
+from landscape import operators, planning
 from landscape.errors import ProblemError, UsageError
 from landscape.objective import Objective, build_objective
 from landscape.operators import OPERATORS, STRATEGIES, CurvatureOperator
 from landscape.problem import Problem
+from landscape.spectral.extremes import krylov_width
 
 DTYPES = [torch.float32, torch.float64]
 WIDTHS = [1, 3, 8]
@@ -444,7 +445,7 @@ def test_forward_mode_missing_falls_back_to_reverse(strategy: str) -> None:
 def test_blocks_fail_through_groupnorm_and_the_operator_takes_single_vectors(
     differences: Callable[[str], Tensor],
 ) -> None:
-    op = CurvatureOperator(objective_of(models_zoo.build("groupnorm")), expected_products=10**6)
+    op = CurvatureOperator(objective_of(models_zoo.build("groupnorm")), strategy="kept", expected_products=10**6)
     assert op.plan.block == 1
     assert any(n.startswith("fell back to blocks of 1") for n in op.plan.notes)
     close(products(op), differences("groupnorm"), DIFFERENCE)
@@ -622,3 +623,55 @@ def test_unknown_names_are_refused_with_the_choices(options: dict[str, str]) -> 
     with pytest.raises(UsageError) as caught:
         CurvatureOperator(objective_of(mlp_problem()), **options)
     assert "choose one of" in (caught.value.hint or "")
+
+
+# ---- planning ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_a_block_that_is_asked_for_is_used(strategy: str) -> None:
+    reference = dense(CurvatureOperator(objective_of(mlp_problem())))
+    op = CurvatureOperator(objective_of(mlp_problem()), strategy=strategy, block=5, expected_products=10**6)
+    assert (op.plan.block, op.width) == (5, 5)
+    close(dense(op), reference, rounding(torch.float64))
+
+
+def test_a_long_job_of_a_tiny_net_is_planned_in_blocks_and_its_cost_is_known() -> None:
+    op = CurvatureOperator(objective_of(mlp_problem()), expected_products=10**5)
+    timed = dict(op.plan.seconds_by_block)
+    assert set(timed) >= {1, 4}
+    assert op.plan.block == min(timed, key=lambda width: timed[width]) > 1
+    assert op.plan.product_seconds == timed[op.plan.block]
+    assert op.plan.planning_seconds < 0.2 * 10**5 * timed[1]
+
+
+def test_a_short_job_is_not_planned() -> None:
+    op = CurvatureOperator(objective_of(mlp_problem(300)), expected_products=1)
+    assert op.plan.seconds_by_block == ()
+    assert op.plan.planning_seconds < 1.0
+
+
+def test_where_graphs_do_not_fit_a_block_shares_what_is_recomputed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(planning, "LINEARIZE_PAYS_FROM", {"cpu": 0.0})
+    reference = dense(CurvatureOperator(objective_of(mlp_problem())))
+    op = CurvatureOperator(objective_of(mlp_problem()), batch_size=8, memory=1, expected_products=10**6)
+    assert (op.plan.strategy, op.plan.kept_chunks) == ("recompute", 0)
+    assert op.plan.block > 1
+    close(dense(op), reference, rounding(torch.float64))
+
+
+@pytest.mark.parametrize(
+    ("timed", "width"),
+    [
+        (((1, 1.0), (4, 0.9)), 1),  # blocks gain nothing a vector: their detour would only cost
+        (((1, 1.0), (4, 0.2), (16, 0.1)), 4),  # 4^0.62 · 0.2 = 0.47 < 16^0.62 · 0.1 = 0.56
+        (((1, 1.0), (4, 0.2), (16, 0.02)), 16),
+        ((), 1),
+    ],
+)
+def test_lanczos_takes_blocks_where_their_predicted_cost_is_lower(
+    timed: tuple[tuple[int, float], ...], width: int
+) -> None:
+    op = CurvatureOperator(objective_of(mlp_problem()))
+    op.plan = replace(op.plan, seconds_by_block=timed)
+    assert krylov_width(op, 20) == width

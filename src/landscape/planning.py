@@ -253,7 +253,8 @@ class _Planner:
         kept = min(chunks, int(self.request.budget // max(best.held, 1)))
         if kept == chunks:
             return best, kept
-        rebuilt = replace(best, seconds=best.seconds + best.building * (1 - kept / chunks))
+        rebuilding = best.building / best.way.block * (1 - kept / chunks)  # a block shares what is rebuilt for it
+        rebuilt = replace(best, seconds=best.seconds + rebuilding)
         streamed = self._streamed(rebuilt)
         if streamed is not None:
             self.notes.append(

@@ -208,6 +208,12 @@ def _solve(
     start, planned = time.perf_counter(), operator.plan
     found, notes, basis = iterative_fields(objective, operator, settings, tell, gradient)
     seconds = time.perf_counter() - start
+    if settings.precision in LOWERED:
+        relative = found["product_error"] / max(abs(found["top_value"][0]), 1e-300) if len(found["top_value"]) else 0.0
+        notes.append(
+            f"products in {settings.precision} are off by up to {found['product_error']:.1e} "
+            f"({relative:.0e} of the largest eigenvalue); every bound includes it"
+        )
     plan = {
         **operator.plan.as_dict(),
         **basis,

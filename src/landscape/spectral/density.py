@@ -33,6 +33,7 @@ def spectral_density(
     exact: np.ndarray,
     n: int,
     coarse: tuple[np.ndarray, np.ndarray] | None = None,
+    noise: float = 0.0,
 ) -> Density:
     """Density of n eigenvalues: `exact` ones known by value, the rest through nodes and weights [probe, step].
 
@@ -43,6 +44,8 @@ def spectral_density(
         weights: each probe's sum to (n − len(exact))/n.
         coarse: nodes and weights of the same probes after fewer steps; by how much the density still changes is
             added to the interval, as the error of the quadrature itself.
+        noise: error of the products, by which every eigenvalue may have moved (Weyl): the interval covers the density
+            anywhere within it.
     """
     everything = np.concatenate([nodes[weights > 0].ravel(), exact])
     scale = RESOLUTION * max(float(np.max(np.abs(everything), initial=0.0)), np.finfo(np.float64).tiny)
@@ -64,8 +67,22 @@ def spectral_density(
     if coarse is not None and len(sampled):
         before = _smoothed(np.arcsinh(coarse[0] / scale), coarse[1], u, width)
         half = half + np.abs(sampled.mean(axis=0) - before.mean(axis=0))
-    low, high = np.maximum(mean - half, 0.0), mean + half
-    return Density(grid, mean / stretch, low / stretch, high / stretch, width * stretch)
+    low, high = _within(grid, np.maximum(mean - half, 0.0) / stretch, (mean + half) / stretch, noise)
+    return Density(grid, mean / stretch, low, high, width * stretch)
+
+
+def _within(grid: np.ndarray, low: np.ndarray, high: np.ndarray, noise: float) -> tuple[np.ndarray, np.ndarray]:
+    """Smallest `low` and largest `high` within `noise` of each grid point."""
+    if noise <= 0:
+        return low, high
+    ends = (grid - noise, grid + noise)
+    first, last = np.searchsorted(grid, ends[0]), np.searchsorted(grid, ends[1], side="right")
+    lowest = np.array([low[i:j].min() for i, j in zip(first, last, strict=True)])
+    highest = np.array([high[i:j].max() for i, j in zip(first, last, strict=True)])
+    for x in ends:
+        lowest = np.minimum(lowest, np.interp(x, grid, low))
+        highest = np.maximum(highest, np.interp(x, grid, high))
+    return lowest, highest
 
 
 def _smoothed(nodes: np.ndarray, weights: np.ndarray, u: np.ndarray, width: np.ndarray) -> np.ndarray:

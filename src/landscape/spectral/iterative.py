@@ -224,13 +224,13 @@ def _fields(
         **vars(negative_bracketed(known, probing, scale, noise, settings.tau)),
     }
     if probing.quadrature is not None:
-        fields.update(_density_fields(operator.n, probing, known, top, bottom))
+        fields.update(_density_fields(operator.n, probing, known, top, bottom, noise))
     if settings.vectors:
         fields.update(vector_fields(operator, top.vector, bottom.vector))
     return fields
 
 
-def _density_fields(n: int, probing: Probing, known: Known, top: Pairs, bottom: Pairs) -> dict[str, Any]:
+def _density_fields(n: int, probing: Probing, known: Known, top: Pairs, bottom: Pairs, noise: float) -> dict[str, Any]:
     rule = probing.quadrature
     assert rule is not None
     share = probing.free / n
@@ -238,7 +238,7 @@ def _density_fields(n: int, probing: Probing, known: Known, top: Pairs, bottom: 
     before = gauss(shortened(rule.tridiagonals))
     coarse = (before.nodes, before.weights * share)
     return {
-        **vars(spectral_density(rule.nodes, weights, known.value, n, coarse)),
+        **vars(spectral_density(rule.nodes, weights, known.value, n, coarse, noise)),
         "node": rule.nodes,
         "weight": weights,
         "deflated": np.isin(top.value, known.value),
