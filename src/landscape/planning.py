@@ -32,7 +32,7 @@ PARAMETER_SHARE = 4
 FEWEST, PIECE = 32, 64
 # On a CPU several vectors a launch pay only where the launches themselves cost most of the time (seconds).
 LAUNCH_BOUND = 3e-3
-WIDTHS = (4, 16, 64)
+WIDTHS = (4, 8, 16, 32, 64)
 # What to try, in this order, when a strategy is asked for.
 ATTEMPTS = {
     "kept": (("kept", "reverse"), ("linearize", "forward"), ("recompute", "forward")),

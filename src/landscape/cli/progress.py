@@ -40,12 +40,21 @@ def _bar(label: str) -> Iterator[Report]:
 
 
 def _lines(label: str) -> Report:
-    said = time.monotonic()
+    begin = said = time.monotonic()
 
     def report(stage: str, done: int, total: int) -> None:
         nonlocal said
-        if time.monotonic() - said >= SECONDS_BETWEEN_LINES:
-            said = time.monotonic()
-            print_note(f"{label}: {stage}, {done} of {total}")
+        now = time.monotonic()
+        if now - said >= SECONDS_BETWEEN_LINES:
+            said = now
+            print_note(f"{label}: {stage}, {done} of {total}{_left(now - begin, done, total)}")
 
     return report
+
+
+def _left(spent: float, done: int, total: int) -> str:
+    """ ", about 2 min left", from the pace so far."""
+    if not 0 < done < total:
+        return ""
+    seconds = spent * (total - done) / done
+    return f", about {seconds:.0f} s left" if seconds < 90 else f", about {seconds / 60:.0f} min left"
