@@ -14,12 +14,13 @@ RANKS: dict[str, int] = {
     for rank, names in enumerate(
         (
             "errors settings interrupts identity basis",
-            "linalg",
-            "parameters problem batches arithmetic memory objective curvature ranks plan planning operators results",
-            "spectral diagnosis models data",
+            "linalg optim",
+            "parameters problem batches arithmetic memory objective curvature ranks plan planning operators results "
+            "certificate structure ensemble stacking",
+            "spectral diagnosis models data symmetries certifying descending descending_large",
             "analyses",
             "atomic checkpoint unpickling weights fitting exported loading problem_file coordinates store sweep "
-            "run_files training executors figures",
+            "run_files training training_stacks sweeps executors figures",
             "cli",
         )
     )

@@ -10,10 +10,13 @@ from types import ModuleType
 import h5py
 import numpy as np
 import pytest
+import torch
 
-from landscape.results import AXES, Spectrum
+from landscape.analyses.descend import descend
+from landscape.results import AXES, Descended, Spectrum
 from landscape.store import FORMAT, write_result
 from samples import sample_provenance, sample_spectrum
+from surfaces import quadratic, surface
 
 ROOT = Path(__file__).parent.parent
 PAGE = (ROOT / "docs" / "format.md").read_text(encoding="utf-8")
@@ -53,25 +56,33 @@ def test_every_part_is_on_the_page(tool: ModuleType) -> None:
         tool.render(PAGE.replace("begin: provenance", "begin: axes"))
 
 
+def full_descent() -> Descended:
+    """A real descent, of a quadratic; every optional field is present."""
+    start = torch.ones(4, dtype=torch.float64)
+    return descend(surface(quadratic(torch.linspace(1, 2, 4, dtype=torch.float64)), start))
+
+
 def test_a_real_file_holds_what_the_page_says_and_nothing_else(tmp_path: Path) -> None:
     path = tmp_path / "a.h5"
-    result = full_spectrum()
-    write_result(path, result, sample_provenance())
+    write_result(path, [full_spectrum(), full_descent()], sample_provenance())
     with h5py.File(path, "r") as file:
         assert set(file.attrs) == set(rows("Root"))
         assert list(file) == re.findall(r"^## Group `(\w+)`", PAGE, re.MULTILINE)
-        group = file["spectrum"]
-        datasets = {n: d for n, d in group.items() if d.attrs.get("role") != "axis"}
-        described = rows("Group `spectrum`")
-        own = {n for n, cells in described.items() if len(cells) == 1}
-        assert set(group.attrs) == set(rows("Attributes of every group")) | own
-        assert set(datasets) == set(described) - own
-        for name, dataset in datasets.items():
-            axes, units, _, text = described[name]
-            assert (dataset.attrs["units"], dataset.attrs["long_name"]) == (units, text)
-            scales = [d[0].name.rsplit("/")[-1] for d in dataset.dims if len(d)] or [name] * dataset.ndim
-            assert ", ".join(f"`{s}`" for s in scales) == axes
-        assert set(group) - set(datasets) <= set(rows("Axes")) == set(AXES)
+        for name, group in file.items():
+            check_group(group, rows(f"Group `{name}`"))
+
+
+def check_group(group: h5py.Group, described: dict[str, list[str]]) -> None:
+    datasets = {n: d for n, d in group.items() if d.attrs.get("role") != "axis"}
+    own = {n for n, cells in described.items() if len(cells) == 1}
+    assert set(group.attrs) == set(rows("Attributes of every group")) | own
+    assert set(datasets) == set(described) - own
+    for name, dataset in datasets.items():
+        axes, units, _, text = described[name]
+        assert (dataset.attrs["units"], dataset.attrs["long_name"]) == (units, text)
+        scales = [d[0].name.rsplit("/")[-1] for d in dataset.dims if len(d)] or [name] * dataset.ndim
+        assert ", ".join(f"`{s}`" for s in scales) == axes
+    assert set(group) - set(datasets) <= set(rows("Axes")) == set(AXES)
 
 
 def test_the_page_is_of_this_version() -> None:

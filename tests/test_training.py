@@ -23,7 +23,7 @@ from landscape.loading import load_problem
 from landscape.models import build_model, mlp
 from landscape.run_files import check_out, header_of, run_of
 from landscape.sweep import Run, Training, plan, read_sweep
-from landscape.training import _batches, _learning_rate, parameters_of, train_run
+from landscape.training import learning_rate_at, minibatches, parameters_of, train_run
 
 TABLES: dict[str, dict[str, Any]] = {
     "sweep": {"width": [2, 3], "seed": [0, 1]},
@@ -267,7 +267,7 @@ class TestTraining:
 
 @given(samples=st.integers(1, 50), size=st.integers(1, 60))
 def test_every_epoch_sees_every_sample_once(samples: int, size: int) -> None:
-    batches = _batches(samples, size, torch.Generator().manual_seed(0))
+    batches = minibatches(samples, size, torch.Generator().manual_seed(0))
     for _ in range(2):
         seen: list[int] = []
         for rows, ends in batches:
@@ -279,7 +279,7 @@ def test_every_epoch_sees_every_sample_once(samples: int, size: int) -> None:
 
 def test_the_cosine_starts_at_the_rate_and_ends_near_zero() -> None:
     how = Training(steps=100, learning_rate=0.3, schedule="cosine")
-    rates = [_learning_rate(how, step) for step in range(1, 101)]
+    rates = [learning_rate_at(how, step) for step in range(1, 101)]
     assert rates[0] == 0.3
     assert all(a > b > 0 for a, b in itertools.pairwise(rates))
     assert rates[-1] < 1e-3 * 0.3

@@ -12,15 +12,26 @@ __version__ = "0.1.0"
 
 _HOMES = {
     "Problem": "landscape.problem",
+    "descend": "landscape.analyses.descend",
     "spectrum": "landscape.analyses.spectrum",
     "read_checkpoint": "landscape.checkpoint",
     "load_problem": "landscape.loading",
     "read_result": "landscape.store",
     "write_result": "landscape.store",
 }
-__all__ = ["Problem", "__version__", "load_problem", "read_checkpoint", "read_result", "spectrum", "write_result"]
+__all__ = [
+    "Problem",
+    "__version__",
+    "descend",
+    "load_problem",
+    "read_checkpoint",
+    "read_result",
+    "spectrum",
+    "write_result",
+]
 
 if TYPE_CHECKING:
+    from landscape.analyses.descend import descend
     from landscape.analyses.spectrum import spectrum
     from landscape.checkpoint import read_checkpoint
     from landscape.loading import load_problem

@@ -8,6 +8,8 @@ from contextlib import contextmanager
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from landscape.errors import UsageError
+
 
 @contextmanager
 def strict_arithmetic(allow_tf32: bool = False) -> Iterator[None]:
@@ -33,6 +35,21 @@ def resolve_dtype(precision: str, own: torch.dtype) -> torch.dtype:
     if precision == "auto":
         return torch.promote_types(own, torch.float32)
     return torch.float64 if precision == "float64" else torch.float32
+
+
+def resolve_device(name: str) -> torch.device:
+    """ "auto" is CUDA where there is one.
+
+    Raises:
+        UsageError: CUDA asked for and not there, or an unknown device.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if name == "cuda" and not torch.cuda.is_available():
+        raise UsageError("--device cuda, but PyTorch sees no CUDA device", "use --device cpu, or install a CUDA build")
+    if name.partition(":")[0] not in ("cpu", "cuda"):
+        raise UsageError(f"there is no device {name!r}", "choose auto, cpu or cuda")
+    return torch.device(name)
 
 
 def is_out_of_memory(error: BaseException) -> bool:

@@ -37,6 +37,8 @@ _HEADER_TYPES: dict[str, type] = {
     "coordinates": dict,
     "training": dict,
     "problem": str,
+    "certificate": dict,
+    "descent": dict,
 }
 
 

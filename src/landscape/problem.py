@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+import copy
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,7 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from landscape.errors import ProblemError
+from landscape.errors import ProblemError, UsageError
+from landscape.parameters import trainable
 
 # A batch is whatever the loss understands; the named losses want (inputs, targets).
 Batch = Any
@@ -118,6 +120,29 @@ def _check_loader(loader: torch.utils.data.DataLoader[Any]) -> None:
                 "so there is no fixed loss to differentiate",
                 "pass DataLoader(dataset, batch_size=..., shuffle=False), without random augmentation",
             )
+
+
+def at_point(problem: Problem, point: Tensor | Mapping[str, Tensor] | None) -> Problem:
+    """The problem with a copy of the model at `point`.
+
+    Raises:
+        UsageError: the point does not fit the model.
+    """
+    if point is None:
+        return problem
+    model = copy.deepcopy(problem.model)
+    if isinstance(point, Tensor):
+        parameters = list(trainable(model).values())
+        total = sum(p.numel() for p in parameters)
+        if point.shape != (total,):
+            raise UsageError(f"the point has shape {tuple(point.shape)}; this model has {total} trainable parameters")
+        torch.nn.utils.vector_to_parameters(point.to(parameters[0]), parameters)
+    else:
+        try:
+            model.load_state_dict(point)
+        except RuntimeError as error:
+            raise UsageError(f"the point does not fit the model: {' '.join(str(error).split())[:300]}") from error
+    return Problem(model, problem.data, problem.loss, problem.weight_decay)
 
 
 def is_pair(data: object) -> bool:

@@ -31,6 +31,10 @@ AXES: dict[str, tuple[str, str | None]] = {
     "parameter": ("index in the flat parameter vector", None),
     "layer": ("layer, in the order of the model", "layer"),
     "tensor": ("parameter tensor, in the order of the model", "tensor"),
+    "iteration": ("iteration of the descent, 0 at the checkpoint", None),
+    "kept": ("iteration whose parameters are kept", "kept"),
+    "zero_tau": ("floor relative to max |eigenvalue|", "zero_tau"),
+    "symmetry": ("named symmetry of the network", "symmetry"),
 }
 
 
@@ -282,4 +286,62 @@ class Spectrum(Result):
     )
     sampling_trace_needed: int | None = field_of("samples for a half-width of 10 % of the trace", optional=True)
 
+    spent: Spent | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Descended(Result):
+    """A descent from a checkpoint to a critical point, its trajectory, and the certificate of where it ended."""
+
+    group: ClassVar[str] = "descend"
+
+    to: str
+    method: str
+    verdict: str
+    reason: str
+    stopped: str
+    exact: bool
+    full_data: bool
+
+    parameters: int = field_of("number of trainable parameters")
+    samples: int = field_of("number of samples (the loss's total count)")
+    steps: int = field_of("iterations taken")
+    loss_before: float = field_of("loss at the checkpoint", units=LOSS)
+    loss: float = field_of("loss where the descent ended", units=LOSS)
+    loss_floor: float = field_of("a squared error below this cannot be told from 0", units=LOSS)
+    gradient_inf: float = field_of("largest entry of the gradient, absolute", units=SLOPE)
+    gradient_norm: float = field_of("Euclidean norm of the gradient", units=SLOPE)
+    gradient_rounding: float = field_of("rounding error of the gradient, estimated", units=SLOPE)
+    newton_decrement: float = field_of("square root of gradient' |H|^+ gradient; NaN: not dense", units="loss^(1/2)")
+    flatness: float = field_of("|H gradient| / (|H| |gradient|); NaN: the gradient is rounding")
+    lambda_min: float = field_of("lowest eigenvalue", units=CURVATURE)
+    lambda_min_low: float = field_of("lower end of its interval", units=CURVATURE)
+    lambda_min_high: float = field_of("upper end of its interval", units=CURVATURE)
+    lambda_min_beyond: float = field_of("lowest eigenvalue beyond the tangents of named symmetries", units=CURVATURE)
+    lambda_min_beyond_low: float = field_of("lower end of its interval", units=CURVATURE)
+    lambda_min_beyond_high: float = field_of("upper end of its interval", units=CURVATURE)
+    lambda_max: float = field_of("largest |eigenvalue|", units=CURVATURE)
+    negative: int = field_of("eigenvalues below -tau lambda_max; a lower bound unless exact")
+    tau_relative: float = field_of("floor of the verdict, relative to lambda_max")
+    parameter_norm: float = field_of("Euclidean norm of the parameters")
+    norm_growth: float = field_of("share that this norm gained in the second half of the descent; NaN: too short")
+    zero_tau: np.ndarray = field_of("floors at which zeros are counted", "zero_tau")
+    zeros: np.ndarray = field_of("eigenvalues within the floor of zero; -1: not dense", "zero_tau")
+    symmetry: np.ndarray = field_of("symmetries with zero modes here", "symmetry")
+    symmetry_modes: np.ndarray = field_of("zero eigenvalues that the symmetry explains", "symmetry")
+    pair_distance: float = field_of("distance of the two neurons nearest to merging; NaN: none near")
+    pair_opposition: float = field_of("how far their output weights cancel, 1: not at all; NaN: none near")
+
+    path_loss: np.ndarray = field_of("loss along the descent", "iteration", units=LOSS)
+    path_gradient_inf: np.ndarray = field_of(
+        "largest entry of the gradient along the descent", "iteration", units=SLOPE
+    )
+    path_norm: np.ndarray = field_of("norm of the parameters along the descent", "iteration")
+    kept: np.ndarray | None = field_of("iterations whose parameters are kept", "kept", optional=True)
+    path_point: np.ndarray | None = field_of("parameters at these iterations", "kept", "parameter", optional=True)
+    point: np.ndarray = field_of("parameters where the descent ended", "parameter")
+    tensor: np.ndarray = field_of("name of the parameter tensor", "tensor")
+    tensor_size: np.ndarray = field_of("its number of entries in the flat vector", "tensor")
+
+    certificate: Mapping[str, Any] = field(default_factory=dict)
     spent: Spent | None = None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,7 @@ from landscape.checkpoint import read_checkpoint
 from landscape.data import DATA
 from landscape.errors import CheckpointError, ProblemError, StorageError
 from landscape.models import MODELS
-from landscape.settings import choose, parse_settings
+from landscape.settings import choose, parse_settings, written
 from landscape.sweep import Run, Training
 
 FINAL = "final.pt"
@@ -26,26 +25,28 @@ def file_name(step: int) -> str:
     return f"step={step}.pt" if step else "initial.pt"
 
 
-def header_of(run: Run, measured: Mapping[str, Any]) -> dict[str, Any]:
+def header_of(run: Run, measured: Mapping[str, Any], certificate: Mapping[str, Any] | None = None) -> dict[str, Any]:
     """The checkpoint's `landscape` header: all settings after defaults, in plain types.
 
     Args:
         run: what the checkpoint belongs to.
         measured: value of each of `MEASURED`.
+        certificate: of the weights, from `Certificate.as_dict`.
     """
-    how = {f.name: getattr(run.training, f.name) for f in dataclasses.fields(run.training) if f.compare}
+    how = written(run.training)
     loss, weight_decay = how.pop("loss"), how.pop("weight_decay")
     header = {
         "format": 1,
         "model": run.model,
-        "model_settings": _plain(run.model_settings),
+        "model_settings": written(run.model_settings),
         "data": run.data,
-        "data_settings": _plain(run.data_settings),
+        "data_settings": written(run.data_settings),
         "loss": loss,
         "coordinates": {**run.coordinates, "step": measured["steps_done"]},
         "training": {**how, **measured, "torch": str(torch.__version__)},
     }
-    return header | ({"weight_decay": weight_decay} if weight_decay else {})
+    header |= {"weight_decay": weight_decay} if weight_decay else {}
+    return header | ({"certificate": dict(certificate)} if certificate is not None else {})
 
 
 def run_of(header: Mapping[str, Any]) -> Run:
@@ -72,12 +73,14 @@ def run_of(header: Mapping[str, Any]) -> Run:
 
 
 def finished(run: Run, folder: Path) -> dict[str, Any] | None:
-    """What the run's final checkpoint says was measured; None if it, or another one asked for, is missing.
+    """What the run's final checkpoint says was measured, and the verdict of its certificate, None without one; None
+    if this checkpoint, or another one asked for, is missing.
 
     Raises:
         StorageError: the folder holds a checkpoint of different settings, or one that cannot be read.
     """
     found: dict[str, dict[str, Any]] = {}
+    verdict = None
     for path in _files(folder):
         try:
             header = read_checkpoint(path).header
@@ -87,11 +90,13 @@ def finished(run: Run, folder: Path) -> dict[str, Any] | None:
         if other != run:
             raise _in_the_way(path, _difference(run, other))
         found[path.name] = dict(header["training"])
+        if path.name == FINAL and "certificate" in header:
+            verdict = header["certificate"].get("verdict")
     if FINAL not in found:
         return None
     measured = {name: found[FINAL][name] for name in MEASURED}
     wanted = {file_name(step) for step in run.training.save if step <= measured["steps_done"]}
-    return measured if wanted <= set(found) else None
+    return measured | {"verdict": verdict} if wanted <= set(found) else None
 
 
 def check_out(runs: Sequence[Run], out: Path) -> None:
@@ -140,7 +145,3 @@ def _in_the_way(path: Path, why: str) -> StorageError:
         f"{path} is in the way: {why}",
         "choose another folder with --out, or overwrite this sweep's runs with --force",
     )
-
-
-def _plain(settings: Any) -> dict[str, Any]:
-    return {k: list(v) if isinstance(v, tuple) else v for k, v in dataclasses.asdict(settings).items()}

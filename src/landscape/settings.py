@@ -6,7 +6,7 @@ import difflib
 import math
 import types
 from collections.abc import Iterable, Mapping
-from dataclasses import MISSING, fields
+from dataclasses import MISSING, field, fields
 from typing import TYPE_CHECKING, Any, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from landscape.errors import ProblemError
@@ -42,6 +42,23 @@ def parse_settings(kind: type[S], values: Mapping[str, Any], what: str) -> S:
         if f.name not in values and f.default is MISSING and f.default_factory is MISSING:
             raise ProblemError(f"{what} needs the setting {f.name!r}", f"its settings: {', '.join(names)}")
     return kind(**{name: _converted(value, hints[name], f"{what}: {name}") for name, value in values.items()})
+
+
+def later(default: Any) -> Any:
+    """A dataclass field that was added after files without it had been written: left out of headers at its default,
+    so that the same run still gives the same bytes."""
+    return field(default=default, metadata={"later": True})
+
+
+def written(settings: DataclassInstance) -> dict[str, Any]:
+    """The settings as a header holds them: plain types, fields that take no part in comparisons left out."""
+    kept = [
+        f
+        for f in fields(settings)
+        if f.compare and not (f.metadata.get("later") and getattr(settings, f.name) == f.default)
+    ]
+    values = {f.name: getattr(settings, f.name) for f in kept}
+    return {name: list(v) if isinstance(v, tuple) else v for name, v in values.items()}
 
 
 def suggestion(name: str, known: Iterable[str]) -> str:

@@ -15,10 +15,14 @@ from landscape.data import DATA, load_data
 from landscape.errors import ProblemError, UsageError
 from landscape.models import MODELS, settings_for
 from landscape.problem import LOSSES
-from landscape.settings import choose, parse_settings, suggestion
+from landscape.settings import choose, later, parse_settings, suggestion
 
 TABLES = ("sweep", "model", "data", "training")
-OPTIMISERS = ("sgd", "adam")
+FIRST_ORDER = ("sgd", "adam")
+# To certified points, full batch, all seeds of a width in one stack.
+SECOND_ORDER = ("levenberg_marquardt", "newton", "flow")
+OPTIMISERS = (*FIRST_ORDER, *SECOND_ORDER)
+FINISHES = ("none", "minimum", "critical")
 SCHEDULES = ("constant", "cosine")
 DTYPES = ("float32", "float64")
 # Settings of a model that follow from the data, so that a sweep file has no say in them.
@@ -32,14 +36,19 @@ class Training:
     """The table [training] of a sweep file.
 
     Attributes:
-        steps: optimiser steps, at most.
+        steps: optimiser steps (iterations of the second-order ones), at most.
         loss: name of a built-in loss; its mean over a minibatch is what a step descends.
-        optimiser: "sgd" or "adam".
+        optimiser: "sgd" or "adam" on minibatches; "levenberg_marquardt" (while it gains, then saddle-free Newton),
+            "newton" (saddle-free) or "flow" (gradient flow) on all data, which end with a certificate in the header.
         learning_rate, momentum: momentum is for sgd only.
         weight_decay: coefficient of ½‖θ‖² in the objective. Both optimisers add weight_decay·θ to the
             gradient, so their stationary points are those of the objective, and the header declares it.
         schedule: of the learning rate over `steps`: "constant", or "cosine" down to zero.
         batch_size: of minibatches, drawn without replacement; the number of samples, or more: full batch.
+        stacked: train all seeds of a width as one stack (`torch.func`); other last bits than one by one.
+            Second-order optimisers always do.
+        finish: "minimum" or "critical": descend to a certified point afterwards, in at most `finish_steps`.
+        certify: put the certificate of the final weights into the header; implied by `finish`.
         target_loss: stop as soon as the mean training loss, evaluated after every epoch, is at most this.
         dtype: arithmetic of the training.
         save_dtype: of the tensors in the files.
@@ -56,6 +65,10 @@ class Training:
     schedule: str = "constant"
     batch_size: int = 64
     target_loss: float | None = None
+    stacked: bool = later(False)
+    finish: str = later("none")
+    finish_steps: int = later(1000)
+    certify: bool = later(False)
     dtype: str = "float32"
     save_dtype: str = "float32"
     save: tuple[int, ...] = field(default=(0,), compare=False)
@@ -65,12 +78,18 @@ class Training:
         for table, value, what in (
             (OPTIMISERS, self.optimiser, "optimiser"),
             (SCHEDULES, self.schedule, "schedule"),
+            (FINISHES, self.finish, "finish"),
             (DTYPES, self.dtype, "dtype"),
             (DTYPES, self.save_dtype, "save_dtype"),
         ):
             choose(dict.fromkeys(table), value, what)
-        if self.steps < 1 or self.batch_size < 1:
-            raise ProblemError("steps and batch_size must be at least 1")
+        if self.steps < 1 or self.batch_size < 1 or self.finish_steps < 1:
+            raise ProblemError("steps, finish_steps and batch_size must be at least 1")
+        if self.certified and "float32" in (self.dtype, self.save_dtype):
+            raise ProblemError(
+                "certified points need float64: rounding to float32 would move them off",
+                'write dtype = "float64" and save_dtype = "float64" in [training]',
+            )
         if self.learning_rate <= 0 or self.weight_decay < 0 or not 0 <= self.momentum < 1:
             raise ProblemError("learning_rate must be above 0, weight_decay at least 0, and momentum in [0, 1)")
         if self.momentum and self.optimiser != "sgd":
@@ -78,6 +97,21 @@ class Training:
         beyond = [step for step in self.save if not 0 <= step <= self.steps]
         if beyond:
             raise ProblemError(f"save lists step {beyond[0]}, but the steps are 0 … {self.steps}")
+
+    @property
+    def second_order(self) -> bool:
+        """Whether the optimiser works on all data, with Hessians."""
+        return self.optimiser in SECOND_ORDER
+
+    @property
+    def certified(self) -> bool:
+        """Whether the final checkpoint carries a certificate."""
+        return self.certify or self.second_order or self.finish != "none"
+
+    @property
+    def together(self) -> bool:
+        """Whether the seeds of a width are trained as one stack."""
+        return self.stacked or self.certified
 
 
 @dataclass(frozen=True)
@@ -226,12 +260,22 @@ def _coordinates(
 
 
 def _values(key: str, value: Any) -> tuple[Scalar, ...]:
+    if key == "seed" and isinstance(value, str):
+        value = _seed_range(value)
     values = tuple(value) if isinstance(value, list) else (value,)
     if not values or not all(isinstance(v, bool | int | float | str) for v in values):
         raise ProblemError(f"[sweep] {key} is {value!r}", f"list its values: {key} = [...]")
     if len({_shown(v) for v in values}) < len(values):
         raise ProblemError(f"[sweep] {key} lists a value twice: {value!r}")
     return values
+
+
+def _seed_range(text: str) -> list[int]:
+    """ "0..59" as the sixty seeds."""
+    first, dots, last = text.partition("..")
+    if not (dots and first.isdigit() and last.isdigit() and int(first) <= int(last)):
+        raise ProblemError(f"[sweep] seed is {text!r}", 'list the seeds, or write a range: seed = "0..59"')
+    return list(range(int(first), int(last) + 1))
 
 
 def _run_of(sweep: Sweep, coordinates: dict[str, Scalar]) -> Run:

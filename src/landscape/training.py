@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -45,9 +45,10 @@ class Trained:
         parameters: number of weights.
         steps_done: optimiser steps.
         train_loss: mean loss over the training set, in eval mode, without weight decay.
-        train_accuracy, test_accuracy: fractions; None where there is no test set.
+        train_accuracy, test_accuracy: fractions; None for regression, and where there is no test set.
         skipped: whether it was found finished.
         seconds: spent on it now.
+        verdict: of its certificate; None without one.
     """
 
     run: Run
@@ -55,10 +56,11 @@ class Trained:
     parameters: int
     steps_done: int
     train_loss: float
-    train_accuracy: float
+    train_accuracy: float | None
     test_accuracy: float | None
     skipped: bool
     seconds: float
+    verdict: str | None = None
 
 
 def train_run(run: Run, out: Path, progress: Progress | None = None, force: bool = False) -> Trained:
@@ -115,17 +117,17 @@ def _train(run: Run, folder: Path, progress: Progress | None) -> dict[str, Any]:
     """Train and write; what was measured at the end."""
     how = run.training
     dtype: torch.dtype = getattr(torch, how.dtype)
-    data = _in_dtype(load_data(run.data, dataclasses.asdict(run.data_settings)), dtype)
+    data = in_dtype(load_data(run.data, dataclasses.asdict(run.data_settings)), dtype)
     seed = int(run.coordinates["seed"])
     model = build_model(run.model, dataclasses.asdict(run.model_settings), seed).to(dtype)
     for step, loss in _steps(model, data.train, how, seed):
-        _check_finite(loss, step, how)
+        check_finite(loss, step, how)
         if progress and step:
             progress(step, loss)
         if step in how.save:
-            _write(run, folder / file_name(step), model, _measure(model, data, how, step))
-    measured = _measure(model, data, how, step)
-    _write(run, folder / FINAL, model, measured)
+            write_run_file(run, folder / file_name(step), model, measure(model, data, how, step))
+    measured = measure(model, data, how, step)
+    write_run_file(run, folder / FINAL, model, measured)
     return measured
 
 
@@ -133,13 +135,13 @@ def _steps(model: nn.Module, train: tuple[Tensor, Tensor], how: Training, seed: 
     """Train; yields (steps done, loss of the last minibatch), first (0, 0.0), until done or at the target."""
     inputs, targets = train
     loss_of = LOSSES[how.loss]
-    optimiser = _optimiser(model, how)
-    batches = _batches(len(inputs), how.batch_size, _shuffler(seed))
+    optimiser = optimiser_of(model.parameters(), how)
+    batches = minibatches(len(inputs), how.batch_size, shuffler(seed))
     yield 0, 0.0
     for step in range(1, how.steps + 1):
         rows, epoch_ends = next(batches)
         for group in optimiser.param_groups:
-            group["lr"] = _learning_rate(how, step)
+            group["lr"] = learning_rate_at(how, step)
         model.train()
         total, count = loss_of(model, (inputs[rows], targets[rows]))
         loss = total / count
@@ -151,7 +153,7 @@ def _steps(model: nn.Module, train: tuple[Tensor, Tensor], how: Training, seed: 
             return
 
 
-def _batches(samples: int, size: int, generator: torch.Generator) -> Iterator[tuple[Tensor | slice, bool]]:
+def minibatches(samples: int, size: int, generator: torch.Generator) -> Iterator[tuple[Tensor | slice, bool]]:
     """Minibatches for ever, as (rows, whether they end an epoch); the last one of an epoch may be short."""
     if size >= samples:
         while True:
@@ -162,40 +164,43 @@ def _batches(samples: int, size: int, generator: torch.Generator) -> Iterator[tu
             yield rows, i == len(chunks)
 
 
-def _shuffler(seed: int) -> torch.Generator:
+def shuffler(seed: int) -> torch.Generator:
     """The generator of minibatches; its seed is mixed, or it would repeat the numbers that made the weights."""
     mixed = np.random.SeedSequence([seed, 1]).generate_state(1)
     return torch.Generator().manual_seed(int(mixed[0]))
 
 
-def _optimiser(model: nn.Module, how: Training) -> torch.optim.Optimizer:
+def optimiser_of(parameters: Iterable[Tensor], how: Training) -> torch.optim.Optimizer:
+    """The first-order optimiser of a run."""
     if how.optimiser == "adam":
-        return torch.optim.Adam(model.parameters(), how.learning_rate, weight_decay=how.weight_decay)
-    return torch.optim.SGD(model.parameters(), how.learning_rate, momentum=how.momentum, weight_decay=how.weight_decay)
+        return torch.optim.Adam(parameters, how.learning_rate, weight_decay=how.weight_decay)
+    return torch.optim.SGD(parameters, how.learning_rate, momentum=how.momentum, weight_decay=how.weight_decay)
 
 
-def _learning_rate(how: Training, step: int) -> float:
+def learning_rate_at(how: Training, step: int) -> float:
     """Of step 1 … steps; the cosine's zero would come one step after the last."""
     if how.schedule == "constant":
         return how.learning_rate
     return how.learning_rate * (1 + math.cos(math.pi * (step - 1) / how.steps)) / 2
 
 
-def _evaluate(model: nn.Module, pair: tuple[Tensor, Tensor], how: Training) -> tuple[float, float]:
-    """Mean loss and accuracy in eval mode, which is what the analyses see."""
+def _evaluate(model: nn.Module, pair: tuple[Tensor, Tensor], how: Training) -> tuple[float, float | None]:
+    """Mean loss and accuracy (None for regression) in eval mode, which is what the analyses see."""
     model.eval()
     inputs, targets = pair
     with torch.no_grad():
         total, count = LOSSES[how.loss](model, pair)
+        if targets.dim() > 1 and targets.shape[1] == 1:
+            return float(total / count), None
         labels = targets if targets.dim() == 1 else targets.argmax(1)
         accuracy = (model(inputs).argmax(1) == labels).double().mean()
     return float(total / count), float(accuracy)
 
 
-def _measure(model: nn.Module, data: Dataset, how: Training, step: int) -> dict[str, Any]:
+def measure(model: nn.Module, data: Dataset, how: Training, step: int) -> dict[str, Any]:
     """The entries `MEASURED` of a header."""
     train_loss, train_accuracy = _evaluate(model, data.train, how)
-    _check_finite(train_loss, step, how)
+    check_finite(train_loss, step, how)
     test_accuracy = _evaluate(model, data.test, how)[1] if len(data.test[0]) else None
     return {
         "parameters": sum(p.numel() for p in model.parameters()),
@@ -206,7 +211,8 @@ def _measure(model: nn.Module, data: Dataset, how: Training, step: int) -> dict[
     }
 
 
-def _check_finite(loss: float, step: int, how: Training) -> None:
+def check_finite(loss: float, step: int, how: Training) -> None:
+    """Raises NumericalError for a training that diverged."""
     if not math.isfinite(loss):
         raise NumericalError(
             f"training diverged: the loss is {loss} at step {step}",
@@ -214,16 +220,24 @@ def _check_finite(loss: float, step: int, how: Training) -> None:
         )
 
 
-def _in_dtype(data: Dataset, dtype: torch.dtype) -> Dataset:
+def in_dtype(data: Dataset, dtype: torch.dtype) -> Dataset:
+    """The data with its inputs (and numbers to be learnt) in a dtype."""
     (x, y), (x_test, y_test) = data.train, data.test
     return dataclasses.replace(data, train=(x.to(dtype), y), test=(x_test.to(dtype), y_test))
 
 
-def _write(run: Run, path: Path, model: nn.Module, measured: Mapping[str, Any]) -> None:
+def write_run_file(
+    run: Run,
+    path: Path,
+    model: nn.Module,
+    measured: Mapping[str, Any],
+    certificate: Mapping[str, Any] | None = None,
+) -> None:
+    """A checkpoint of a run, in its `save_dtype`."""
     dtype: torch.dtype = getattr(torch, run.training.save_dtype)
     state = {
         name: value.detach().to(dtype) if value.is_floating_point() else value.detach()
         for name, value in model.state_dict().items()
     }
     remove_stale(path)
-    write_checkpoint(path, state, header_of(run, measured))
+    write_checkpoint(path, state, header_of(run, measured, certificate))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import time
 from collections.abc import Mapping
 from dataclasses import fields
@@ -11,13 +10,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from landscape.arithmetic import resolve_dtype
+from landscape.arithmetic import resolve_device, resolve_dtype
 from landscape.batches import length_of, read_batches, subset
 from landscape.errors import NumericalError, UsageError
 from landscape.objective import Objective, build_objective
 from landscape.operators import CurvatureOperator
 from landscape.parameters import trainable
-from landscape.problem import Problem
+from landscape.problem import Problem, at_point
 from landscape.ranks import ALONE, Ranks
 from landscape.results import Spectrum, Spent
 from landscape.spectral import exact as dense
@@ -64,44 +63,6 @@ def _tidy(settings: dict[str, Any]) -> dict[str, Any]:
     if isinstance(settings.get("params"), list):
         settings["params"] = tuple(settings["params"])
     return settings
-
-
-def at_point(problem: Problem, point: Tensor | Mapping[str, Tensor] | None) -> Problem:
-    """The problem with a copy of the model at `point`.
-
-    Raises:
-        UsageError: the point does not fit the model.
-    """
-    if point is None:
-        return problem
-    model = copy.deepcopy(problem.model)
-    if isinstance(point, Tensor):
-        parameters = list(trainable(model).values())
-        total = sum(p.numel() for p in parameters)
-        if point.shape != (total,):
-            raise UsageError(f"the point has shape {tuple(point.shape)}; this model has {total} trainable parameters")
-        torch.nn.utils.vector_to_parameters(point.to(parameters[0]), parameters)
-    else:
-        try:
-            model.load_state_dict(point)
-        except RuntimeError as error:
-            raise UsageError(f"the point does not fit the model: {' '.join(str(error).split())[:300]}") from error
-    return Problem(model, problem.data, problem.loss, problem.weight_decay)
-
-
-def resolve_device(name: str) -> torch.device:
-    """ "auto" is CUDA where there is one.
-
-    Raises:
-        UsageError: CUDA asked for and not there, or an unknown device.
-    """
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    if name == "cuda" and not torch.cuda.is_available():
-        raise UsageError("--device cuda, but PyTorch sees no CUDA device", "use --device cpu, or install a CUDA build")
-    if name.partition(":")[0] not in ("cpu", "cuda"):
-        raise UsageError(f"there is no device {name!r}", "choose auto, cpu or cuda")
-    return torch.device(name)
 
 
 def run_spectrum(

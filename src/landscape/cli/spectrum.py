@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from landscape.cli import options as common
+from landscape.cli.jobs import Source, load_job
 from landscape.cli.terminal import flush, print_error, print_note, print_warning
 from landscape.errors import BatchError, LandscapeError, NumericalError, RanksError, UsageError
 
@@ -26,11 +27,7 @@ class _Request:
     """What to do with each checkpoint."""
 
     settings: SpectrumSettings
-    problem: str | None
-    sets: dict[str, str]
-    data: str | None
-    loss: str | None
-    allow_globals: tuple[str, ...]
+    source: Source
     force: bool
     quiet: bool
     ranks: Ranks | None = None
@@ -123,7 +120,8 @@ def spectrum(
     check_out(out)
     paths = expand(checkpoints)
     places = [result_path] if result_path is not None else result_paths(paths, out, "spectrum")
-    request = _Request(settings, problem, common.parse_sets(sets), data, loss, tuple(allow_global or ()), force, quiet)
+    source = Source(problem, common.parse_sets(sets), data, loss, tuple(allow_global or ()))
+    request = _Request(settings, source, force, quiet)
     try:
         with interruptible():
             if workers > 1 and len(paths) > 1:
@@ -198,26 +196,13 @@ def _conclude(shown: list[Shown], failures: list[LandscapeError], number: int, a
 
 def compute_or_reuse(request: _Request, path: Path, place: Path) -> tuple[Spectrum, Provenance]:
     """The result of one checkpoint: the stored one if it is complete and of the same identity, else a new one."""
-    import dataclasses
-
     from landscape.analyses.spectrum import run_spectrum
     from landscape.atomic import locked
-    from landscape.batches import fingerprint, read_batches
-    from landscape.checkpoint import read_checkpoint
     from landscape.cli.progress import stage_progress
-    from landscape.loading import load_problem
     from landscape.results import Spectrum
     from landscape.store import read_result, restore, write_result
 
-    loaded = load_problem(
-        read_checkpoint(path, request.allow_globals), request.problem, request.sets, request.data, request.loss
-    )
-    for note in loaded.notes:
-        print_note(f"note: {note}", request.quiet)
-    problem = dataclasses.replace(loaded.problem, data=read_batches(loaded.problem))
-    data_fingerprint = fingerprint(list(problem.data))
-    settings = request.settings.as_dict()
-    ours = _identity(loaded.checkpoint.sha256, loaded.problem_identity, data_fingerprint, settings)
+    job = load_job(request.source, "spectrum", path, place, request.settings.as_dict(), request.quiet)
     ranks = request.ranks
     assert ranks is not None
     with ExitStack() as held:
@@ -226,7 +211,7 @@ def compute_or_reuse(request: _Request, path: Path, place: Path) -> tuple[Spectr
             """Asked by the first process only; an error is for all of them."""
             try:
                 held.enter_context(locked(place))
-                return not request.force and _is_done(place, ours)
+                return not request.force and job.is_done()
             except LandscapeError as error:
                 return error
 
@@ -239,11 +224,12 @@ def compute_or_reuse(request: _Request, path: Path, place: Path) -> tuple[Spectr
             return restore(stored, Spectrum), stored.provenance
 
         def provenance(result: Spectrum, status: str) -> Provenance:
-            return _provenance(request, loaded, ours, data_fingerprint, settings, result, status)
+            assert result.spent is not None
+            return job.provenance(result.spent, status)
 
         try:
             with stage_progress(path.name, request.quiet) as report:
-                result = run_spectrum(problem, request.settings, report, ranks)
+                result = run_spectrum(job.problem, request.settings, report, ranks)
         except NumericalError as error:
             if error.partial is not None and ranks.rank == 0:
                 write_result(place, error.partial, provenance(error.partial, "failed"), force=request.force)
@@ -254,64 +240,6 @@ def compute_or_reuse(request: _Request, path: Path, place: Path) -> tuple[Spectr
             write_result(place, result, made, force=request.force)
             warn(result, str(path))
     return result, made
-
-
-def _identity(sha256: str, problem: dict[str, Any], data: str, settings: dict[str, Any]) -> str:
-    from landscape.identity import identity
-
-    answer = {k: v for k, v in settings.items() if k not in ("memory", "block")}
-    return identity({"checkpoint": sha256, "problem": problem, "data": data, "settings": answer})
-
-
-def _is_done(place: Path, ours: str) -> bool:
-    """Whether the place holds this very result; refuses to overwrite a different one."""
-    from landscape.errors import StorageError
-    from landscape.store import stored_identity
-
-    stored = stored_identity(place, "spectrum")
-    if stored is None or stored[1] == "failed":
-        return False
-    if stored[0] != ours:
-        raise StorageError(
-            f"{place} holds the result of another command (other settings, data or checkpoint)",
-            "name another folder with --out, or overwrite it with --force",
-        )
-    return stored[1] == "complete"
-
-
-def _provenance(
-    request: _Request,
-    loaded: Any,
-    ours: str,
-    data_fingerprint: str,
-    settings: dict[str, Any],
-    result: Spectrum,
-    status: str,
-) -> Provenance:
-    from landscape.identity import versions
-    from landscape.results import Provenance
-
-    spent = result.spent
-    assert spent is not None
-    return Provenance(
-        command="spectrum",
-        identity=ours,
-        status=status,
-        settings=settings,
-        checkpoint=loaded.checkpoint.path,
-        sha256=loaded.checkpoint.sha256,
-        header=loaded.checkpoint.header,
-        coordinates=loaded.checkpoint.coordinates,
-        data_fingerprint=data_fingerprint,
-        versions=versions(),
-        device=spent.device,
-        dtype=spent.dtype,
-        seed=request.settings.seed,
-        products=spent.products,
-        seconds=spent.seconds,
-        plan=spent.plan,
-        notes=(*loaded.notes, *spent.notes),
-    )
 
 
 def warn(result: Spectrum, label: str) -> None:
@@ -370,10 +298,11 @@ def _arguments(request: _Request, path: Path, place: Path) -> list[str]:
         else:
             for one in value if isinstance(value, list) else [value]:
                 arguments += [flag, str(one)]
-    for flag, one in (("--problem", request.problem), ("--data", request.data), ("--loss", request.loss)):
+    source = request.source
+    for flag, one in (("--problem", source.problem), ("--data", source.data), ("--loss", source.loss)):
         arguments += [flag, one] if one is not None else []
-    for key, one in request.sets.items():
+    for key, one in source.sets.items():
         arguments += ["--set", f"{key}={one}"]
-    for one in request.allow_globals:
+    for one in source.allow_globals:
         arguments += ["--allow-global", one]
     return [*arguments, "--force"] if request.force else arguments

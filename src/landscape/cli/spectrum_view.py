@@ -259,7 +259,7 @@ def print_many(shown: list[Shown]) -> None:
     table.add_column("checkpoint", overflow="fold", min_width=10)
     for title in ("P", "loss", "largest", "smallest", "trace", "negative"):
         table.add_column(title, justify="right", no_wrap=True)
-    for one, name in zip(shown, _short_names([s.provenance.checkpoint for s in shown]), strict=True):
+    for one, name in zip(shown, short_names([s.provenance.checkpoint for s in shown]), strict=True):
         r = one.result
         half = (r.trace_high - r.trace_low) / 2
         table.add_row(
@@ -278,7 +278,7 @@ def print_many(shown: list[Shown]) -> None:
     stdout.print(f"{len(shown)} result files, the first is {shown[0].path}", soft_wrap=True)
 
 
-def _short_names(paths: list[str]) -> list[str]:
+def short_names(paths: list[str]) -> list[str]:
     """Paths without the folders and the suffix that all of them share."""
     parts = [Path(p).parts for p in paths]
     start = 0

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -14,15 +16,22 @@ from landscape.cli.terminal import flush, plain, print_error, print_note, stdout
 from landscape.errors import BatchError, NumericalError
 
 if TYPE_CHECKING:
+    from rich.table import Table
+
+    from landscape.sweep import Run
     from landscape.training import Trained
 
 # A step with minibatches of 64 on two cores: 0.3 ms with one thread and 0.3 to 30 ms with two for 3,000 weights,
 # 0.7 and 0.6 ms for 85,000, 1.5 and 1.1 ms for 300,000.
 ONE_THREAD_BELOW = 200_000
+# Beyond this many certified runs the table has a row a width.
+MOST_ROWS = 40
 
 
 def train(
-    sweep: Annotated[Path, typer.Argument(metavar="SWEEP.toml", help="What to train; see docs/cli.md.")],
+    sweep: Annotated[
+        Path, typer.Argument(metavar="SWEEP.toml", help="What to train (see docs/cli.md), or the name of a ready one.")
+    ],
     out: common.Out = common.DEFAULT_OUT,
     as_json: common.Json = False,
     force: common.Force = False,
@@ -45,44 +54,77 @@ def train(
 
 
 def _train_all(sweep: Path, out: Path, force: bool, quiet: bool, as_json: bool) -> None:
-    import torch
-
     from landscape.run_files import check_out
     from landscape.sweep import plan, read_sweep
-    from landscape.training import parameters_of, train_run
+    from landscape.sweeps import sweep_file
+    from landscape.training import parameters_of
+    from landscape.training_stacks import groups
 
-    runs = plan(read_sweep(sweep))
+    runs = plan(read_sweep(sweep_file(sweep)))
     if not force:
         check_out(runs, out)
-    sizes = [parameters_of(run) for run in runs]
+    sizes = {run.label: parameters_of(run) for run in runs}
     done: list[Trained] = []
     failed: list[NumericalError] = []
-    cores = torch.get_num_threads()
-    all_steps = sum(run.training.steps for run in runs)
+    work = list(groups(runs))
+    all_steps = sum(_steps_of(group[0]) for group in work)
     with stage_progress("train", quiet) as report:
-        before = 0  # steps of the runs that are over, at most: one that stops at its target spends fewer
-        for number, (run, parameters) in enumerate(zip(runs, sizes, strict=True), start=1):
-            label = f"run {number} of {len(runs)}, {run.label}"
+        before = 0  # steps of the groups that are over, at most: one that stops early spends fewer
+        for number, group in enumerate(work, start=1):
+            label = f"{number} of {len(work)}, {_label(group)}"
 
-            def show(step: int, loss: float, label: str = label, before: int = before) -> None:
-                report(f"{label}, loss {loss:.4g}", before + step, all_steps)
+            def show(stage: str, step: int, label: str = label, before: int = before) -> None:
+                report(f"{label}, {stage}", before + step, all_steps)
 
-            torch.set_num_threads(1 if parameters < ONE_THREAD_BELOW else cores)
-            try:
-                trained = train_run(run, out, show, force)
-            except NumericalError as error:
-                failed.append(error)
-                print_error(NumericalError(f"{run.label}: {error.message}", error.hint))
-            else:
-                done.append(trained)
-                if as_json:
-                    print(json.dumps(plain(_row(trained)), allow_nan=False), flush=True)
-            before += run.training.steps
+            for one in _train_group(group, sizes[group[0].label], out, show, force):
+                if isinstance(one, NumericalError):
+                    failed.append(one)
+                    print_error(one)
+                else:
+                    done.append(one)
+                    if as_json:
+                        print(json.dumps(plain(_row(one)), allow_nan=False), flush=True)
+            before += _steps_of(group[0])
     if not as_json and done:
         _print_table(done)
     flush()
     if failed:
         _fail(failed, len(runs))
+
+
+def _steps_of(run: Run) -> int:
+    how = run.training
+    return how.steps + (how.finish_steps if how.finish != "none" else 0)
+
+
+def _label(group: list[Run]) -> str:
+    if len(group) == 1:
+        return group[0].label
+    shared = [f"{k}={v}" for k, v in group[0].coordinates.items() if k != "seed"]
+    return " ".join([*shared, f"{len(group)} seeds"])
+
+
+def _train_group(
+    group: list[Run], parameters: int, out: Path, show: Callable[[str, int], None], force: bool
+) -> list[Trained | NumericalError]:
+    import torch
+
+    from landscape.training import train_run
+    from landscape.training_stacks import train_stack
+
+    cores = torch.get_num_threads()
+    together = group[0].training.together
+    torch.set_num_threads(1 if parameters < ONE_THREAD_BELOW and not together else cores)
+    try:
+        if together:
+            return train_stack(group, out, show, force)
+        run = group[0]
+        try:
+            return [train_run(run, out, lambda step, loss: show(f"loss {loss:.4g}", step), force)]
+        except NumericalError as error:
+            return [NumericalError(f"{run.label}: {error.message}", error.hint)]
+    finally:
+        torch.set_num_threads(cores)
 
 
 def _fail(failed: list[NumericalError], runs: int) -> None:
@@ -102,6 +144,7 @@ def _row(trained: Trained) -> dict[str, Any]:
         "train_loss": trained.train_loss,
         "train_accuracy": trained.train_accuracy,
         "test_accuracy": trained.test_accuracy,
+        "verdict": trained.verdict,
         "skipped": trained.skipped,
         "seconds": round(trained.seconds, 3),
     }
@@ -111,21 +154,59 @@ def _print_table(done: list[Trained]) -> None:
     from rich.console import Console
     from rich.table import Table
 
+    certified = any(trained.verdict for trained in done)
+    accurate = any(trained.train_accuracy is not None for trained in done)
+    columns = [*done[0].run.coordinates, "parameters", "steps", "train loss"]
+    columns += ["train acc.", "test acc."] if accurate else []
+    columns += ["verdict"] if certified else []
     table = Table(box=None, pad_edge=False)
-    for name in (*done[0].run.coordinates, "parameters", "steps", "train loss", "train acc.", "test acc."):
+    for name in columns:
         table.add_column(name, justify="right", no_wrap=True)
     table.add_column("checkpoint", overflow="fold", no_wrap=not stdout.is_terminal)
-    for trained in done:
-        test = trained.test_accuracy
+    shown = done if len(done) <= MOST_ROWS or not certified else []
+    for trained in shown:
+        accuracies = [_share(trained.train_accuracy), _share(trained.test_accuracy)] if accurate else []
         table.add_row(
             *(str(value) for value in trained.run.coordinates.values()),
             str(trained.parameters),
             str(trained.steps_done),
             f"{trained.train_loss:.4g}",
-            f"{trained.train_accuracy:.4f}",
-            "-" if test is None else f"{test:.4f}",
+            *accuracies,
+            *([trained.verdict or "-"] if certified else []),
             str(trained.path) + (" (was there)" if trained.skipped else ""),
         )
     # Rich takes a pipe for a terminal of 80 columns, where paths would be cut.
     wide = stdout if stdout.is_terminal else Console(width=1000, highlight=False, markup=False)
-    wide.print(table)
+    wide.print(table if shown else _summary(done))
+
+
+def _share(value: float | None) -> str:
+    return "-" if value is None else f"{value:.4f}"
+
+
+def _summary(done: list[Trained]) -> Table:
+    """Many certified runs: one row a width (and whatever else is varied), with its verdicts."""
+    from rich.table import Table
+
+    groups: dict[tuple[str, ...], list[Trained]] = {}
+    names = [name for name in done[0].run.coordinates if name != "seed"]
+    for trained in done:
+        key = tuple(str(trained.run.coordinates[name]) for name in names)
+        groups.setdefault(key, []).append(trained)
+    table = Table(box=None, pad_edge=False)
+    for name in (*names, "parameters", "runs", "lowest loss", "median", "below 1e-10"):
+        table.add_column(name, justify="right", no_wrap=True)
+    table.add_column("verdicts", overflow="fold")
+    for key, runs in groups.items():
+        losses = sorted(r.train_loss for r in runs)
+        verdicts = Counter(r.verdict or "-" for r in runs)
+        table.add_row(
+            *key,
+            str(runs[0].parameters),
+            str(len(runs)),
+            f"{losses[0]:.2g}",
+            f"{losses[len(losses) // 2]:.2g}",
+            str(sum(loss < 1e-10 for loss in losses)),
+            ", ".join(f"{count} {name}" for name, count in verdicts.most_common()),
+        )
+    return table

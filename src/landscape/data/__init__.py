@@ -9,11 +9,11 @@ from collections.abc import Mapping
 from types import ModuleType
 from typing import Any
 
-from landscape.data import digits, mnist1d
+from landscape.data import digits, mnist1d, teacher
 from landscape.data.labels import Dataset
 from landscape.settings import choose
 
-DATA: dict[str, ModuleType] = {"digits": digits, "mnist1d": mnist1d}
+DATA: dict[str, ModuleType] = {"digits": digits, "mnist1d": mnist1d, "teacher": teacher}
 
 __all__ = ["DATA", "Dataset", "load_data"]
 

@@ -17,6 +17,14 @@ class Erf(nn.Module):
         return torch.erf(x * 0.7071067811865476)
 
 
+class SigmoidSoftplus(nn.Module):
+    """sigmoid(4x) + softplus(x), an asymmetric activation without the symmetries that make minima degenerate."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """sigmoid(4x) + softplus(x)."""
+        return torch.sigmoid(4 * x) + torch.nn.functional.softplus(x)
+
+
 class Sine(nn.Module):
     """sin(x)."""
 
@@ -35,6 +43,7 @@ ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
     "elu": nn.ELU,
     "erf": Erf,
     "sine": Sine,
+    "sigmoid_softplus": SigmoidSoftplus,
     "identity": nn.Identity,
     "relu": nn.ReLU,
     "leaky_relu": nn.LeakyReLU,

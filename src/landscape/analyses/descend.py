@@ -1,0 +1,310 @@
+"""`descend`: from checkpoints to certified critical points of their own basins, stacked where shapes agree."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from landscape.arithmetic import resolve_device
+from landscape.batches import fingerprint, length_of, read_batches, subset
+from landscape.certificate import TAU, TAUS, Certificate
+from landscape.certifying import certify_stack
+from landscape.descending import TARGETS, Progress, Trajectory, Way, descend_stack, flow_stack
+from landscape.descending_large import certify_large, descend_large
+from landscape.errors import LandscapeError, UsageError
+from landscape.objective import Objective, build_objective
+from landscape.optim.damped import REASONS
+from landscape.parameters import Layout
+from landscape.problem import Problem, at_point
+from landscape.results import Descended, Spent
+from landscape.stacking import build_stack, stack_key
+
+METHODS = ("auto", "newton", "flow", "lbfgs", "newton-krylov", "newton-mr")
+STACKED = ("auto", "newton", "flow")
+# Dense steps up to here; dense certificates of matrix-free descents up to there.
+DENSE_STEPS, DENSE_CERTIFICATE = 1000, 3000
+
+
+@dataclass(frozen=True)
+class DescendSettings:
+    """All options of `descend`; the command line and the library share these names and defaults.
+
+    Attributes:
+        to: "minimum" (saddles on the way are left) or "critical" (whatever index is nearest).
+        method: "auto": Levenberg–Marquardt while it gains, then saddle-free Newton, in stacks; beyond 1,000
+            parameters L-BFGS, then Newton–Krylov (or Newton-MR to a critical point). "newton": without
+            Levenberg–Marquardt. "flow": gradient flow. "lbfgs", "newton-krylov", "newton-mr": matrix-free.
+        steps: iterations, at most. gradient: aim, for max |∇L| relative to max(1, |L|).
+        tau: relative floor of the verdict. samples: a random subset of the data. seed: of random choices.
+        device: "auto", "cpu", "cuda". precision: "auto" (float64), "float64", "float32".
+        memory: limit in bytes for the whole process. max_products: for the certificate of a large network.
+    """
+
+    to: str = "minimum"
+    method: str = "auto"
+    steps: int = 1000
+    gradient: float = 1e-13
+    tau: float = TAU
+    samples: int | None = None
+    seed: int = 0
+    device: str = "auto"
+    precision: str = "auto"
+    memory: int | None = None
+    max_products: int = 500
+
+    def __post_init__(self) -> None:
+        for name, value, known in (("to", self.to, TARGETS), ("method", self.method, METHODS)):
+            if value not in known:
+                raise UsageError(f"--{name} {value!r} is unknown", f"choose one of {', '.join(known)}")
+        if self.precision not in ("auto", "float64", "float32"):
+            raise UsageError(f"there is no precision {self.precision!r} here", "choose auto, float64 or float32")
+        for name in ("steps", "max_products", "samples", "memory"):
+            value = getattr(self, name)
+            if value is not None and value < (0 if name == "steps" else 1):
+                raise UsageError(f"--{name.replace('_', '-')} is {value}; it must be at least 1")
+        if not 0 < self.gradient < 1 or not 0 <= self.tau < 1:
+            raise UsageError("--gradient must lie in (0, 1) and --tau in [0, 1)")
+        if self.method == "newton-mr" and self.to == "minimum":
+            raise UsageError("newton-mr ends at critical points of any index", "add --to critical")
+        if self.to == "critical" and self.method in ("lbfgs", "newton-krylov", "flow"):
+            raise UsageError(f"{self.method} goes to minima", "use --method auto or newton-mr with --to critical")
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain types, for identities and files."""
+        return asdict(self)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return torch.float32 if self.precision == "float32" else torch.float64
+
+    @property
+    def way(self) -> Way:
+        gauss_newton = self.method == "auto"
+        return Way(self.to, self.steps, self.gradient, self.tau, gauss_newton=gauss_newton)
+
+
+def descend(
+    problem: Problem,
+    point: Tensor | Mapping[str, Tensor] | None = None,
+    *,
+    progress: Progress | None = None,
+    **settings: Any,
+) -> Descended:
+    """From a point of a problem to a certified critical point or minimum of its own basin.
+
+    Args:
+        problem: model, data and loss; nothing of it is changed.
+        point: θ as a flat vector, or a state_dict; None: the model as it is.
+        progress: called as (stage, done, total).
+        settings: see `DescendSettings`.
+
+    Returns:
+        A frozen `Descended`; its `point` is where the descent ended, in the order of `tensor`.
+
+    Raises:
+        ProblemError, UsageError, NumericalError: as `spectrum`.
+    """
+    unknown = set(settings) - {f.name for f in fields(DescendSettings)}
+    if unknown:
+        names = ", ".join(f.name for f in fields(DescendSettings))
+        raise UsageError(f"descend has no setting {sorted(unknown)[0]!r}", f"settings are {names}")
+    found = run_descents([at_point(problem, point)], DescendSettings(**settings), progress)[0]
+    if isinstance(found, LandscapeError):
+        raise found
+    return found
+
+
+def run_descents(
+    problems: Sequence[Problem],
+    settings: DescendSettings,
+    progress: Progress | None = None,
+    done: Callable[[int, Descended | LandscapeError], None] | None = None,
+) -> list[Descended | LandscapeError]:
+    """`descend` for many problems: those of equal architecture, data and loss go in one stack.
+
+    A problem that cannot be analysed gives its error in place of a result. `done` is called with the number of
+    each as it is finished.
+    """
+    results: list[Descended | LandscapeError | None] = [None] * len(problems)
+    groups: dict[Any, list[int]] = {}
+    for i, problem in enumerate(problems):
+        try:
+            key = (stack_key(problem), fingerprint(read_batches(problem)))
+        except LandscapeError as error:
+            results[i] = error
+        else:
+            groups.setdefault(key, []).append(i)
+    for members in groups.values():
+        try:
+            found: Sequence[Descended | LandscapeError] = _group([problems[i] for i in members], settings, progress)
+        except LandscapeError as error:
+            found = [error] * len(members)
+        for i, one in zip(members, found, strict=True):
+            results[i] = one
+            if done is not None:
+                done(i, one)
+    return [r for r in results if r is not None]
+
+
+def _group(problems: list[Problem], settings: DescendSettings, progress: Progress | None) -> list[Descended]:
+    batches = read_batches(problems[0])
+    total = sum(length_of(b) for b in batches)
+    full = settings.samples is None or settings.samples >= total
+    used = batches if full else subset(batches, settings.samples or total, settings.seed)
+    device = resolve_device(settings.device)
+
+    def objective_of(problem: Problem) -> Objective:
+        return build_objective(problem, batches=used, device=device, dtype=settings.dtype)
+
+    first = objective_of(problems[0])
+    if settings.method in STACKED and (first.layout.total <= DENSE_STEPS or settings.method != "auto"):
+        return _stacked(problems, first, settings, full, progress)
+    rest = (objective_of(p) for p in problems[1:])
+    large = [_one_large(problems[0], first, settings, full, progress)]
+    return large + [_one_large(p, o, settings, full, progress) for p, o in zip(problems[1:], rest, strict=True)]
+
+
+def _stacked(
+    problems: list[Problem], first: Objective, settings: DescendSettings, full: bool, progress: Progress | None
+) -> list[Descended]:
+    start = time.perf_counter()
+    stack, theta = build_stack(problems, objective=first, memory=settings.memory)
+    before = stack.values(theta)
+    follow = flow_stack if settings.method == "flow" else descend_stack
+    ended, paths = follow(stack, theta, settings.way, progress)
+    growth = [p.growth for p in paths]
+    gauss_newton = settings.way.gauss_newton and settings.to == "minimum" and stack.least_squares_like
+    method = "levenberg-marquardt, newton" if gauss_newton else settings.method.replace("auto", "newton")
+    certificates = certify_stack(stack, ended.theta, tau=settings.tau, full_data=full, growth=growth)
+    seconds = (time.perf_counter() - start) / len(problems)
+    plan = {"stacked": len(problems), "notes": ()}
+    return [
+        _result(
+            settings,
+            method,
+            certificates[i],
+            paths[i],
+            ended.theta[i],
+            REASONS[int(ended.reason[i])],
+            float(before[i]),
+            len(paths[i].loss) - 1,
+            stack.layout,
+            stack.count,
+            Spent(0, seconds, certificates[i].dtype, str(stack.device), plan),
+        )
+        for i in range(len(problems))
+    ]
+
+
+def _one_large(
+    problem: Problem, objective: Objective, settings: DescendSettings, full: bool, progress: Progress | None
+) -> Descended:
+    start = time.perf_counter()
+    before, way, products = objective.value(), settings.way, 0
+    methods = [settings.method]
+    if settings.method == "auto":
+        methods = ["newton-mr"] if settings.to == "critical" else ["lbfgs", "newton-krylov"]
+    paths = []
+    for method in methods:
+        ended, path = descend_large(objective, way, method, settings.memory, progress)
+        products += ended.products
+        paths.append(path)
+    path = paths[0]
+    for later in paths[1:]:
+        path.follow(later)
+    name = problem.loss if isinstance(problem.loss, str) else None
+    if objective.layout.total <= DENSE_CERTIFICATE:
+        stack, theta = build_stack([problem], objective=objective, memory=settings.memory)
+        theta = objective.point().unsqueeze(0)
+        certificate = certify_stack(stack, theta, tau=settings.tau, full_data=full, growth=[path.growth])[0]
+    else:
+        certificate = certify_large(
+            objective,
+            loss_name=name,
+            tau=settings.tau,
+            full_data=full,
+            growth=path.growth,
+            seed=settings.seed,
+            memory=settings.memory,
+            max_products=settings.max_products,
+            progress=progress,
+        )
+    spent = Spent(
+        products + certificate.products,
+        time.perf_counter() - start,
+        certificate.dtype,
+        str(objective.device),
+        {"stacked": 1, "notes": ()},
+    )
+    steps = len(path.loss) - 1
+    return _result(
+        settings,
+        ", ".join(methods),
+        certificate,
+        path,
+        ended.theta,
+        ended.reason,
+        before,
+        steps,
+        objective.layout,
+        objective.count,
+        spent,
+    )
+
+
+def _result(
+    settings: DescendSettings,
+    method: str,
+    c: Certificate,
+    path: Trajectory,
+    theta: Tensor,
+    stopped: str,
+    before: float,
+    steps: int,
+    layout: Layout,
+    count: float,
+    spent: Spent,
+) -> Descended:
+    same = "loss loss_floor gradient_inf gradient_norm gradient_rounding newton_decrement flatness lambda_max negative"
+    names = (*same.split(), "parameter_norm", "norm_growth", "parameters", "exact", "full_data")
+    return Descended(
+        **{name: getattr(c, name) for name in names},
+        to=settings.to,
+        method=method,
+        verdict=c.verdict,
+        reason=c.reason,
+        stopped=stopped,
+        samples=round(count),
+        steps=steps,
+        loss_before=before,
+        lambda_min=c.lambda_min.value,
+        lambda_min_low=c.lambda_min.low,
+        lambda_min_high=c.lambda_min.high,
+        lambda_min_beyond=c.lambda_min_beyond.value,
+        lambda_min_beyond_low=c.lambda_min_beyond.low,
+        lambda_min_beyond_high=c.lambda_min_beyond.high,
+        tau_relative=c.tau,
+        zero_tau=np.array(TAUS),
+        zeros=np.array([c.zeros.get(f"{t:g}", -1) for t in TAUS], dtype=np.int64),
+        symmetry=np.array(list(c.symmetries), dtype=str),
+        symmetry_modes=np.array(list(c.symmetries.values()), dtype=np.int64),
+        pair_distance=math.nan if c.pair is None else c.pair.distance,
+        pair_opposition=math.nan if c.pair is None else c.pair.opposition,
+        path_loss=np.array(path.loss),
+        path_gradient_inf=np.array(path.gradient_inf),
+        path_norm=np.array(path.norm),
+        kept=np.array(path.kept, dtype=np.int64) if path.points else None,
+        path_point=np.stack(path.points) if path.points else None,
+        point=theta.detach().cpu().numpy(),
+        tensor=np.array(layout.names),
+        tensor_size=np.array(layout.sizes, dtype=np.int64),
+        certificate=c.as_dict(),
+        spent=spent,
+    )

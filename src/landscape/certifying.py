@@ -1,0 +1,162 @@
+"""Certificates made: dense for stacks of small networks, by Lanczos for one large network."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from landscape.certificate import TAU, TAUS, Certificate, Interval, Pair
+from landscape.ensemble import Stack
+from landscape.symmetries import Symmetries, neurons, symmetries_of, zero_modes
+
+# Relative to the rounding of the outputs: a squared error whose residuals are this small is zero.
+FLOOR = 1e5
+# Neurons nearer than this whose output weights oppose by more than that are a pair that merges.
+NEAR, OPPOSED = 0.2, 3.0
+# Bytes of Hessians at a time.
+HESSIAN_BYTES = 2**28
+
+
+def certify_stack(
+    stack: Stack,
+    theta: Tensor,
+    rows: Tensor | None = None,
+    *,
+    tau: float = TAU,
+    full_data: bool = True,
+    growth: Sequence[float] | None = None,
+    symmetries: Symmetries | None = None,
+) -> list[Certificate]:
+    """Certificates of θ [A, P] from exact Hessians, in the stack's dtype.
+
+    Args:
+        rows: numbers of the members. tau: relative floor of the verdicts. full_data: whether no sample is left out.
+        growth: of ‖θ‖ over the second half of each descent; none was made by default.
+        symmetries: of the architecture; looked up by default.
+    """
+    known = symmetries_of(stack.model, stack.layout, stack.loss_name) if symmetries is None else symmetries
+    index = torch.arange(len(theta), device=theta.device) if rows is None else rows
+    size = max(1, HESSIAN_BYTES // (8 * stack.parameters**2))
+    found: list[Certificate] = []
+    for part, numbers in zip(torch.split(theta, size), torch.split(index, size), strict=True):
+        found += _certify(stack, part, numbers, tau, full_data, known)
+    if growth is not None:
+        found = [c.with_growth(g) for c, g in zip(found, growth, strict=True)]
+    return found
+
+
+def _certify(
+    stack: Stack, theta: Tensor, rows: Tensor, tau: float, full_data: bool, symmetries: Symmetries
+) -> list[Certificate]:
+    eps = torch.finfo(theta.dtype).eps
+    value, gradient = stack.values_and_gradients(theta, rows)
+    matrix, asymmetry = stack.hessians_measured(theta, rows)
+    finite = torch.isfinite(matrix).flatten(1).all(1) & torch.isfinite(value)
+    safe = torch.where(finite[:, None, None], matrix, torch.zeros_like(matrix))
+    eigenvalues, eigenvectors = torch.linalg.eigh(safe)
+    largest = eigenvalues.abs().amax(1)
+    # As `linalg.dense.dense_spectrum`: what symmetry shows of the products' error, and one rounding a column.
+    bound = asymmetry + math.sqrt(stack.parameters) * eps * largest + eps * stack.saturation(theta, rows)
+    slope = (eigenvectors.mT @ gradient.unsqueeze(2)).squeeze(2)
+    beyond = eigenvalues.abs() > tau * largest.unsqueeze(1)
+    decrement = (slope.square() / eigenvalues.abs().clamp(min=1e-300) * beyond).sum(1).sqrt()
+    norm = gradient.norm(dim=1)
+    flat = (eigenvalues * slope).norm(dim=1) / (largest * norm).clamp(min=1e-300)
+    columns = {
+        "loss": value,
+        "gradient_inf": gradient.abs().amax(1),
+        "gradient_norm": norm,
+        "gradient_rounding": eps * largest * theta.norm(dim=1),
+        "newton_decrement": decrement,
+        "lambda_max": torch.where(finite, largest, torch.nan),
+        "parameter_norm": theta.norm(dim=1),
+        "flatness": flat,
+    }
+    numbers = {name: column.tolist() for name, column in columns.items()}
+    zeros = {t: (eigenvalues.abs() <= t * largest.unsqueeze(1)).sum(1).tolist() for t in TAUS}
+    negative = (eigenvalues < -tau * largest.unsqueeze(1)).sum(1).tolist()
+    lowest, bounds = eigenvalues[:, 0].tolist(), bound.tolist()
+    pairs = _merging_pairs(stack, symmetries, theta)
+    certificates = []
+    for i in range(len(theta)):
+        row = {name: column[i] for name, column in numbers.items()}
+        if row["gradient_inf"] <= 10 * row["gradient_rounding"]:
+            row["flatness"] = math.nan
+        least: float = lowest[i]
+        explained: dict[str, int] = {}
+        if symmetries.any and finite[i] and lowest[i] <= tau * row["lambda_max"]:
+            least, explained = _least_beyond(symmetries, theta[i], safe[i], row["lambda_max"], lowest[i])
+        certificates.append(
+            Certificate(
+                dtype=str(theta.dtype).removeprefix("torch."),
+                full_data=full_data,
+                parameters=stack.parameters,
+                loss_floor=loss_floor(stack),
+                lambda_min=_around(lowest[i], bounds[i]),
+                lambda_min_beyond=_around(least, bounds[i]),
+                negative=negative[i],
+                zeros={f"{t:g}": column[i] for t, column in zeros.items()},
+                symmetries=explained,
+                tau=tau,
+                pair=pairs[i],
+                **row,
+            )
+        )
+    return certificates
+
+
+def _around(value: float, bound: float) -> Interval:
+    return Interval(value, value - bound, value + bound)
+
+
+def _least_beyond(
+    symmetries: Symmetries, theta: Tensor, matrix: Tensor, scale: float, lowest: float
+) -> tuple[float, dict[str, int]]:
+    """The lowest eigenvalue of H on the complement of the verified tangents, and what each symmetry explains."""
+    basis, counts = zero_modes(symmetries, theta, lambda v: matrix @ v, scale)
+    if not counts:
+        return lowest, {}
+    if basis.shape[1] == len(theta):
+        return 0.0, counts
+    complement = torch.linalg.qr(basis, mode="complete")[0][:, basis.shape[1] :]
+    return float(torch.linalg.eigvalsh(complement.mT @ matrix @ complement)[0]), counts
+
+
+def loss_floor(stack: Stack) -> float:
+    """A squared error that rounding makes: 0 for other losses and with weight decay."""
+    if stack.loss_name != "mse" or stack.weight_decay:
+        return 0.0
+    targets = [b[1] for b in stack.batches]
+    square = sum(float(t.double().square().sum()) for t in targets) / stack.count
+    return float((FLOOR * torch.finfo(stack.dtype).eps) ** 2 * square)
+
+
+def _merging_pairs(stack: Stack, symmetries: Symmetries, theta: Tensor) -> list[Pair | None]:
+    """Of every member, the two neurons that merge most while their output weights oppose; None if there are none."""
+    best: list[Pair | None] = [None] * len(theta)
+    tensors = dict(zip(stack.layout.names, stack.layout.unflatten(theta), strict=True))
+    for hidden in symmetries.hidden:
+        width = len(stack.model.get_submodule(hidden.layer).weight)  # type: ignore[arg-type]
+        if width < 2 or width > 256:
+            continue
+        both = torch.func.vmap(lambda named, hidden=hidden: neurons(hidden, named) or (theta[0, :0], theta[0, :0]))(
+            tensors
+        )
+        incoming, outgoing = both
+        if not incoming.numel():
+            continue
+        size, weight = incoming.norm(dim=2), outgoing.norm(dim=2)
+        distance = torch.cdist(incoming, incoming) / (size.unsqueeze(1) + size.unsqueeze(2)).clamp(min=1e-300)
+        together = (outgoing.unsqueeze(1) + outgoing.unsqueeze(2)).norm(dim=3)
+        opposition = (weight.unsqueeze(1) + weight.unsqueeze(2)) / together.clamp(min=1e-300)
+        candidate = (distance < NEAR) & (opposition > OPPOSED)
+        candidate &= torch.ones(width, width, dtype=torch.bool, device=theta.device).triu(1)
+        score = torch.where(candidate, opposition / distance.clamp(min=1e-12), 0.0).flatten(1)
+        top, place = score.max(1)
+        for i in (top > 0).nonzero().squeeze(1).tolist():
+            a, b = divmod(int(place[i]), width)
+            best[i] = best[i] or Pair(hidden.layer, a, b, float(distance[i, a, b]), float(opposition[i, a, b]))
+    return best

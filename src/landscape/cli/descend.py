@@ -1,0 +1,219 @@
+"""`landscape descend`: from checkpoints to certified critical points of their own basins."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from landscape.cli import options as common
+from landscape.cli.jobs import Job, Source, load_job
+from landscape.cli.terminal import flush, print_error, print_note
+from landscape.errors import BatchError, LandscapeError
+
+if TYPE_CHECKING:
+    from landscape.analyses.descend import DescendSettings
+    from landscape.cli.descend_view import Shown
+    from landscape.results import Descended
+
+
+@dataclass(frozen=True)
+class _Request:
+    settings: DescendSettings
+    source: Source
+    out: Path
+    force: bool
+    quiet: bool
+    as_json: bool
+
+
+def descend(
+    checkpoints: common.Checkpoints,
+    to: Annotated[
+        str, typer.Option("--to", help="minimum (saddles are left) or critical (whatever index is nearest).")
+    ] = "minimum",
+    problem: common.ProblemOption = None,
+    sets: common.SetOption = None,
+    method: Annotated[
+        str, typer.Option("--method", help="auto, newton, flow, lbfgs, newton-krylov or newton-mr.")
+    ] = "auto",
+    steps: Annotated[int, typer.Option("--steps", help="Iterations, at most; 0 certifies the checkpoint as it is.")] = (
+        1000
+    ),
+    gradient: Annotated[
+        float, typer.Option("--gradient", help="Aim: max |gradient|, relative to max(1, |loss|).")
+    ] = 1e-13,
+    tau: Annotated[
+        float, typer.Option("--tau", help="Floor, relative to max |eigenvalue|, below which a value counts as zero.")
+    ] = 1e-6,
+    max_products: Annotated[
+        int, typer.Option("--max-products", help="Curvature products for the certificate of a large network.")
+    ] = 500,
+    data: common.DataOption = None,
+    loss: common.LossOption = None,
+    allow_global: common.AllowGlobal = None,
+    device: common.Device = "auto",
+    precision: common.Precision = "auto",
+    memory: common.Memory = None,
+    samples: common.Samples = None,
+    seed: common.Seed = 0,
+    out: common.Out = common.DEFAULT_OUT,
+    as_json: common.Json = False,
+    force: common.Force = False,
+    quiet: common.Quiet = False,
+) -> None:
+    """Descend to a critical point or minimum of each checkpoint's own basin, and certify it.
+
+    Writes, per checkpoint, the trajectory (NAME.descend.h5) and the point reached as a checkpoint in float64 with
+    its certificate in the header (NAME.descend.pt). Checkpoints of equal architecture descend together.
+    """
+    from landscape.analyses.descend import DescendSettings
+    from landscape.cli.targets import check_out, expand, result_paths
+    from landscape.interrupts import Interrupted, interruptible
+    from landscape.memory import keep_heap, parse_bytes
+
+    settings = DescendSettings(
+        to=to,
+        method=method,
+        steps=steps,
+        gradient=gradient,
+        tau=tau,
+        samples=samples,
+        seed=seed,
+        device=device,
+        precision=precision,
+        memory=None if memory is None else parse_bytes(memory),
+        max_products=max_products,
+    )
+    check_out(out)
+    paths = expand(checkpoints)
+    places = result_paths(paths, out, "descend")
+    source = Source(problem, common.parse_sets(sets), data, loss, tuple(allow_global or ()))
+    request = _Request(settings, source, out, force, quiet, as_json)
+    keep_heap()
+    try:
+        with interruptible():
+            _descend_all(request, paths, places)
+    except Interrupted as interrupted:
+        print_note(f"{interrupted}; finished results are whole, repeat the command to go on")
+        flush()
+        raise typer.Exit(interrupted.exit_code) from None
+
+
+def _descend_all(request: _Request, paths: list[Path], places: list[Path]) -> None:
+    """Everything loads first, so that equal shapes can go together; what is done is shown as it is."""
+    from landscape.analyses.descend import run_descents
+    from landscape.atomic import locked
+    from landscape.cli.descend_view import print_json, print_many, print_one
+    from landscape.cli.progress import stage_progress
+
+    shown: dict[int, Shown] = {}
+    failures: list[LandscapeError] = []
+
+    def failed(number: int, error: LandscapeError) -> None:
+        failures.append(error)
+        if len(paths) > 1:
+            print_error(type(error)(f"{paths[number]}: {error.message}", error.hint))
+
+    def show(number: int, one: Shown) -> None:
+        shown[number] = one
+        if request.as_json:
+            print_json(one)
+
+    with ExitStack() as held:
+        waiting: list[tuple[int, Job]] = []
+        for number, (path, place) in enumerate(zip(paths, places, strict=True)):
+            try:
+                job = load_job(request.source, "descend", path, place, request.settings.as_dict(), request.quiet)
+                held.enter_context(locked(place))
+                if not request.force and job.is_done() and _checkpoint_of(place).exists():
+                    print_note(f"{path}: done already, {place} is kept", request.quiet)
+                    show(number, _stored(job))
+                else:
+                    waiting.append((number, job))
+            except LandscapeError as error:
+                failed(number, error)
+
+        def finished(position: int, result: Descended | LandscapeError) -> None:
+            number, job = waiting[position]
+            try:
+                if isinstance(result, LandscapeError):
+                    raise result
+                show(number, _written(request, job, result))
+            except LandscapeError as error:
+                failed(number, error)
+
+        if waiting:
+            label = waiting[0][1].path.name if len(waiting) == 1 else f"{len(waiting)} checkpoints"
+            with stage_progress(label, request.quiet) as report:
+                run_descents([job.problem for _, job in waiting], request.settings, report, finished)
+    ordered = [shown[i] for i in sorted(shown)]
+    if ordered and not request.as_json:
+        print_one(ordered[0]) if len(paths) == 1 else print_many(ordered)
+    flush()
+    if failures and len(paths) == 1:
+        raise failures[0]
+    if failures:
+        raise BatchError(
+            f"{len(failures)} of {len(paths)} checkpoints failed; the results of the others are written",
+            "mend what is named above, then repeat the command: it does only what is missing",
+        )
+
+
+def _checkpoint_of(place: Path) -> Path:
+    """Where the point reached goes: beside the result, width=8/final.descend.pt."""
+    return place.with_suffix(".pt")
+
+
+def _written(request: _Request, job: Job, result: Descended) -> Shown:
+    """Both files on disk, the checkpoint first: where there is a result, its checkpoint is there as well."""
+    from landscape.checkpoint import write_checkpoint
+    from landscape.cli.descend_view import Shown, warn
+    from landscape.store import write_result
+
+    assert result.spent is not None
+    provenance = job.provenance(result.spent)
+    target = _checkpoint_of(job.place)
+    write_checkpoint(target, _state(job, result), _header(job, result))
+    write_result(job.place, result, provenance, force=request.force)
+    shown = Shown(result, provenance, job.place, target)
+    warn(shown)
+    return shown
+
+
+def _state(job: Job, result: Descended) -> Mapping[str, Any]:
+    """The model's tensors at the point reached: θ in the arithmetic of the descent, buffers as they were."""
+    import torch
+
+    assert result.spent is not None
+    state = {name: t.detach() for name, t in job.problem.model.state_dict().items()}
+    dtype = getattr(torch, result.spent.dtype)
+    state = {name: t.to(dtype) if t.is_floating_point() else t for name, t in state.items()}
+    pieces = torch.split(torch.as_tensor(result.point), [int(n) for n in result.tensor_size])
+    for name, piece in zip(result.tensor, pieces, strict=True):
+        shape = job.problem.model.get_parameter(str(name)).shape
+        state[str(name)] = piece.to(dtype).reshape(shape)
+    return state
+
+
+def _header(job: Job, result: Descended) -> dict[str, Any]:
+    """The checkpoint's own header, or a bare one for a foreign file, with the certificate."""
+    from landscape.identity import plain
+
+    found = job.loaded.checkpoint
+    header = dict(found.header) if found.header else {"coordinates": dict(found.coordinates)}
+    descent = {"from": found.sha256, "to": result.to, "method": result.method, "steps": result.steps}
+    return header | {"certificate": plain(result.certificate), "descent": descent}
+
+
+def _stored(job: Job) -> Shown:
+    from landscape.cli.descend_view import Shown
+    from landscape.results import Descended
+    from landscape.store import read_result, restore
+
+    stored = read_result(job.place, "descend")
+    return Shown(restore(stored, Descended), stored.provenance, job.place, _checkpoint_of(job.place))

@@ -1,0 +1,117 @@
+"""What every analysis command does with a checkpoint: load it, see whether its result is there, say where from."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from landscape.cli.terminal import print_note
+
+if TYPE_CHECKING:
+    from landscape.loading import Loaded
+    from landscape.problem import Problem
+    from landscape.results import Provenance, Spent
+
+# Settings that change how an answer is computed, but not the answer.
+NO_MATTER = ("memory", "block")
+
+
+@dataclass(frozen=True)
+class Source:
+    """The words of a command that say which problem a checkpoint belongs to."""
+
+    problem: str | None = None
+    sets: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    data: str | None = None
+    loss: str | None = None
+    allow_globals: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Job:
+    """One checkpoint of a command, loaded.
+
+    Attributes:
+        command: the subcommand. path: of the checkpoint. place: of the result file.
+        loaded: from `load_problem`. problem: the same with its batches read. fingerprint: of these.
+        settings: of the analysis. identity: of the result.
+    """
+
+    command: str
+    path: Path
+    place: Path
+    loaded: Loaded
+    problem: Problem
+    fingerprint: str
+    settings: Mapping[str, Any]
+    identity: str
+
+    def is_done(self) -> bool:
+        """Whether the place holds this very result.
+
+        Raises:
+            StorageError: it holds a different one.
+        """
+        from landscape.errors import StorageError
+        from landscape.store import stored_identity
+
+        stored = stored_identity(self.place, self.command)
+        if stored is None or stored[1] == "failed":
+            return False
+        if stored[0] != self.identity:
+            raise StorageError(
+                f"{self.place} holds the result of another command (other settings, data or checkpoint)",
+                "name another folder with --out, or overwrite it with --force",
+            )
+        return stored[1] == "complete"
+
+    def provenance(self, spent: Spent, status: str = "complete") -> Provenance:
+        """How the result came about."""
+        from landscape.identity import versions
+        from landscape.results import Provenance
+
+        found = self.loaded.checkpoint
+        return Provenance(
+            command=self.command,
+            identity=self.identity,
+            status=status,
+            settings=self.settings,
+            checkpoint=str(self.path),
+            sha256=found.sha256,
+            header=found.header,
+            coordinates=found.coordinates,
+            data_fingerprint=self.fingerprint,
+            versions=versions(),
+            device=spent.device,
+            dtype=spent.dtype,
+            seed=int(self.settings["seed"]),
+            products=spent.products,
+            seconds=spent.seconds,
+            plan=spent.plan,
+            notes=(*self.loaded.notes, *spent.notes),
+        )
+
+
+def load_job(source: Source, command: str, path: Path, place: Path, settings: Mapping[str, Any], quiet: bool) -> Job:
+    """Read a checkpoint and its problem's data; notes are printed.
+
+    Raises:
+        CheckpointError, ProblemError, UsageError: as `load_problem`.
+    """
+    from landscape.batches import fingerprint, read_batches
+    from landscape.checkpoint import read_checkpoint
+    from landscape.identity import identity
+    from landscape.loading import load_problem
+
+    checkpoint = read_checkpoint(path, source.allow_globals)
+    loaded = load_problem(checkpoint, source.problem, source.sets, source.data, source.loss)
+    for note in loaded.notes:
+        print_note(f"note: {note}", quiet)
+    problem = dataclasses.replace(loaded.problem, data=read_batches(loaded.problem))
+    data = fingerprint(list(problem.data))
+    answer = {k: v for k, v in settings.items() if k not in NO_MATTER}
+    parts = {"checkpoint": checkpoint.sha256, "problem": loaded.problem_identity, "data": data, "settings": answer}
+    return Job(command, path, place, loaded, problem, data, settings, identity(parts))

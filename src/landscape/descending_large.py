@@ -1,0 +1,179 @@
+"""The descent of one network too large for dense Hessians, and its certificate by Lanczos."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from landscape.certificate import Certificate, Interval
+from landscape.certifying import FLOOR
+from landscape.descending import Progress, Trajectory, Way
+from landscape.linalg.exclusion import exclusion_bound
+from landscape.linalg.lanczos import Extremes
+from landscape.objective import Objective, gradients
+from landscape.operators import CurvatureOperator
+from landscape.optim.large import Ended, lbfgs, newton_krylov, newton_mr
+from landscape.spectral.extremes import MIXED_IN, basis_room, find_extremes
+from landscape.symmetries import symmetries_of, zero_modes
+
+# The probability with which an exclusion may fail.
+MISS_PROBABILITY = 1e-3
+# θ is kept along the way only below this many parameters.
+SNAPSHOT_PARAMETERS = 20_000
+# Tangents of symmetries are verified by a product each.
+MOST_TANGENTS = 100
+
+
+def descend_large(
+    objective: Objective, way: Way, method: str, memory: int | None = None, progress: Progress | None = None
+) -> tuple[Ended, Trajectory]:
+    """From the objective's θ; its model is moved along. `method`: "lbfgs", "newton-krylov" or "newton-mr"."""
+    trajectory = Trajectory()
+    start = objective.point()
+    keep = way.keep_points and len(start) <= SNAPSHOT_PARAMETERS
+
+    def observe(theta: Tensor, value: float, slope: Tensor) -> None:
+        size = float(slope.abs().max())
+        trajectory.add(value, size, float(theta.norm()), theta if keep else None)
+        if progress is not None:
+            progress(f"loss {value:.6g}, max |gradient| {size:.1e}", len(trajectory.loss), way.steps)
+
+    def gradient(theta: Tensor) -> tuple[float, Tensor]:
+        _move(objective, theta)
+        return objective.value_and_gradient()
+
+    plan: dict[str, object] = {"memory": memory, "expected_products": 50}
+
+    def products(theta: Tensor) -> Callable[[Tensor], Tensor]:
+        _move(objective, theta)
+        operator = CurvatureOperator(objective, **plan)  # type: ignore[arg-type]
+        plan.update(strategy=operator.plan.strategy, batch_size=operator.plan.chunk)  # timed once
+        return operator
+
+    limits = {"tolerance": way.gradient, "steps": way.steps, "observe": observe}
+    if method == "lbfgs":
+        ended = lbfgs(gradient, start, **limits)  # type: ignore[arg-type]
+    else:
+        solver = newton_krylov if method == "newton-krylov" else newton_mr
+        ended = solver(gradient, products, start, **limits)  # type: ignore[arg-type]
+    _move(objective, ended.theta)
+    if keep:
+        trajectory.keep(len(trajectory.loss) - 1, ended.theta)
+    return ended, trajectory
+
+
+def _move(objective: Objective, theta: Tensor) -> None:
+    """Put θ into the objective's model; kept graphs of older operators are dead after this."""
+    with torch.no_grad():
+        for parameter, value in zip(objective.parameters, objective.layout.unflatten(theta), strict=True):
+            parameter.copy_(value)
+
+
+def certify_large(
+    objective: Objective,
+    *,
+    loss_name: str | None,
+    tau: float,
+    full_data: bool = True,
+    growth: float = math.nan,
+    seed: int = 0,
+    memory: int | None = None,
+    max_products: int = 500,
+    progress: Progress | None = None,
+) -> Certificate:
+    """The certificate of the objective's θ: the lowest eigenvalue as a Rayleigh quotient (an upper bound) and an
+    exclusion bound, which holds with probability 1 − 1e-3 over the random start."""
+    value, gradient = objective.value_and_gradient()
+    n, eps = objective.layout.total, torch.finfo(objective.dtype).eps
+    operator = CurvatureOperator(objective, memory=memory, expected_products=max_products)
+    shared = {
+        "tau": tau,
+        "noise": 0.0,
+        "room": basis_room(operator, memory, 2),
+        "generator": torch.Generator().manual_seed(seed),
+        "top": 1,
+        "bottom": 1,
+        "towards": gradient,
+    }
+
+    def tell(done: int, *_: int) -> None:
+        if progress is not None:
+            progress("lowest eigenvalue", done, max_products)
+
+    found = first = find_extremes(operator, rtol=1e-3, max_products=max_products, progress=tell, **shared)  # type: ignore[arg-type]
+    explained: dict[str, int] = {}
+    if found.ritz_values[0] > -tau * found.ritz_values[-1] and not found.exhausted:
+        # Nothing negative seen: go on without stopping, beyond the named zero modes, for the exclusion.
+        known = symmetries_of(objective.model, objective.layout, loss_name)
+        scale = float(abs(found.ritz_values).max())
+        modes, explained = zero_modes(known, objective.point(), operator, scale, MOST_TANGENTS)
+        shared["deflate"] = modes if modes.shape[1] else None
+        shared["tau"] = 0.0
+        most = min(max_products, products_to_settle(n, found, tau))
+        found = find_extremes(operator, rtol=0.0, max_products=most, progress=tell, **shared)  # type: ignore[arg-type]
+    largest = max(abs(float(found.ritz_values[0])), abs(float(found.ritz_values[-1])))
+    noise = math.sqrt(n) * eps * largest + eps * _saturation(objective, loss_name)
+    lowest, before = float(found.ritz_values[0]), float(first.ritz_values[0])
+    low = exclusion_bound(
+        found.unrestarted_steps, n, found.unrestarted_min, found.unrestarted_max, MISS_PROBABILITY, MIXED_IN
+    )
+    interval = Interval(lowest, -math.inf if math.isnan(low) else low - noise, lowest + noise)
+    image = operator(gradient)
+    return Certificate(
+        dtype=str(objective.dtype).removeprefix("torch."),
+        full_data=full_data,
+        parameters=n,
+        loss=value,
+        loss_floor=_floor(objective, loss_name),
+        gradient_inf=float(gradient.abs().max()),
+        gradient_norm=float(gradient.norm()),
+        gradient_rounding=eps * largest * float(objective.point().norm()),
+        newton_decrement=math.nan,
+        lambda_min=Interval(before, min(interval.low, before - noise), before + noise) if explained else interval,
+        lambda_min_beyond=interval,
+        lambda_max=largest,
+        negative=int((found.ritz_values < -tau * largest - noise).sum()),
+        symmetries=explained,
+        tau=tau,
+        parameter_norm=float(objective.point().norm()),
+        norm_growth=growth,
+        flatness=float(image.norm()) / max(largest * float(gradient.norm()), 1e-300),
+        exact=bool(found.exhausted),
+        products=operator.products,
+        products_needed=products_to_settle(n, found, tau),
+    )
+
+
+def products_to_settle(n: int, found: Extremes, tau: float) -> int:
+    """Steps of a Lanczos run from a random start after which no eigenvalue within the verdict's reach is left open:
+    above τ max |λ| if the lowest Ritz value is, above −τ max |λ| otherwise."""
+    low, high = float(found.ritz_values[0]), float(found.ritz_values[-1])
+    floor = tau * max(abs(low), abs(high))
+    wanted = floor if low > 2 * floor else -floor
+    steps = 4
+    while steps < n and not exclusion_bound(steps, n, low, high, MISS_PROBABILITY, MIXED_IN) > wanted:
+        steps += 1 + steps // 20
+    return min(steps, n)
+
+
+def _saturation(objective: Objective, loss_name: str | None) -> float:
+    """As `Stack.saturation`."""
+    if loss_name not in ("cross_entropy", "bce") or not all(isinstance(b, tuple | list) for b in objective.batches):
+        return 0.0
+    generator = torch.Generator().manual_seed(0)
+    total = torch.zeros(objective.layout.total, dtype=objective.dtype, device=objective.device)
+    for batch in objective.batches:
+        outputs = objective.model(batch[0])
+        signs = (2 * torch.randint(2, outputs.shape, generator=generator) - 1).to(outputs)
+        total += objective.layout.flatten(gradients((signs * outputs).sum(), objective.parameters))
+    return float(total.square().sum()) / objective.count
+
+
+def _floor(objective: Objective, loss_name: str | None) -> float:
+    if loss_name != "mse" or objective.weight_decay:
+        return 0.0
+    square = sum(float(b[1].double().square().sum()) for b in objective.batches) / objective.count
+    return float((FLOOR * torch.finfo(objective.dtype).eps) ** 2 * square)

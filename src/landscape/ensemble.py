@@ -1,0 +1,379 @@
+"""S networks of one shape as one stack Θ[S, P]: values, gradients, Jacobians and Hessians of all at once.
+
+Every method takes Θ[A, P] of some of the members and `rows` [A], their numbers, so that an optimiser can drop the
+members that have finished. Members and samples are taken in chunks that suit the cache and the memory.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor, nn
+
+from landscape.arithmetic import is_out_of_memory, strict_arithmetic
+from landscape.batches import length_of, rechunk
+from landscape.errors import ProblemError, UsageError
+from landscape.memory import release_cached, usable_bytes
+from landscape.parameters import Layout, trainable
+from landscape.problem import Batch, LossFunction
+
+# What one launch should touch on a CPU, so that it stays in the cache; on a GPU, of the free memory.
+CACHE_BYTES = 2**21
+# Jacobians of one member at a time.
+PIECE_BYTES = 2**23
+DEVICE_SHARE = 0.25
+# Live tensors of an activation's size while a gradient, and while a forward-over-reverse product is taken.
+LIVE = {"value": 4, "gradient": 8, "product": 24}
+
+
+@dataclass(frozen=True, eq=False)
+class Stack:
+    """The objectives L_s(θ_s) of S networks of one architecture over the same data.
+
+    Attributes:
+        model: their architecture, in eval mode, on the device, in `dtype`; its own numbers are never read.
+        loss: `loss(model, batch) -> (sum, count)`; loss_name: of a built-in one, None for a callable.
+        batches: the data, shared by all.
+        layout: order and shapes of a member's trainable parameters.
+        others: buffers and frozen parameters by name, [S, ...] each.
+        count: Σ counts over all batches.
+        weight_decay: coefficient of ½‖θ‖².
+        members: S.
+        unit_bytes: size of the largest activation of one member and one sample, for choosing chunks.
+        limit: bytes the whole process may use; None: a share of what is free.
+    """
+
+    model: nn.Module
+    loss: LossFunction
+    loss_name: str | None
+    batches: list[Batch]
+    layout: Layout
+    others: dict[str, Tensor]
+    count: float
+    weight_decay: float
+    members: int
+    unit_bytes: int
+    limit: int | None = None
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.model.parameters()).device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return next(iter(trainable(self.model).values())).dtype
+
+    @property
+    def parameters(self) -> int:
+        """P, the length of a member's θ."""
+        return self.layout.total
+
+    def values(self, theta: Tensor, rows: Tensor | None = None) -> Tensor:
+        """L_s(θ_s) [A]."""
+
+        def chunk(part: Tensor, others: dict[str, Tensor]) -> Tensor:
+            with torch.no_grad():
+                return self._over_batches(lambda batch: torch.func.vmap(self._total(batch))(part, others))
+
+        return self._chunked(theta, rows, "value", chunk) / self.count + self._penalty(theta)
+
+    def values_and_gradients(self, theta: Tensor, rows: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """L_s [A] and ∇L_s [A, P]."""
+
+        def chunk(part: Tensor, others: dict[str, Tensor]) -> Tensor:
+            def one(batch: Batch) -> Tensor:
+                leaf = part.detach().requires_grad_()
+                totals = torch.func.vmap(self._total(batch))(leaf, others)
+                slopes = torch.autograd.grad(totals.sum(), leaf, materialize_grads=True)[0]
+                return torch.cat([totals.detach().unsqueeze(1), slopes], dim=1)
+
+            return self._over_batches(one)
+
+        found = self._chunked(theta, rows, "gradient", chunk) / self.count
+        return found[:, 0] + self._penalty(theta), found[:, 1:] + self.weight_decay * theta
+
+    def hessians(self, theta: Tensor, rows: Tensor | None = None) -> Tensor:
+        """∇²L_s [A, P, P], made symmetric."""
+        return self.hessians_measured(theta, rows)[0]
+
+    def hessians_measured(self, theta: Tensor, rows: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """∇²L_s [A, P, P], and the Frobenius norms of what making them symmetric removed [A].
+
+        On a CPU by double backward through a kept graph, column by column for all members of a chunk; on a GPU by
+        `vmap(jvp(grad))`, many columns a launch.
+        """
+        columns = self._columns_forward if self.device.type == "cuda" else self._columns_kept
+
+        def chunk(part: Tensor, others: dict[str, Tensor]) -> Tensor:
+            return self._over_batches(lambda batch: columns(batch, part, others))
+
+        found = self._chunked(theta, rows, "product", chunk) / self.count
+        asymmetry = ((found - found.mT) / 2).flatten(1).norm(dim=1)
+        found = (found + found.mT) / 2
+        if self.weight_decay:
+            found.diagonal(dim1=1, dim2=2).add_(self.weight_decay)
+        return found, asymmetry
+
+    def jacobians(self, theta: Tensor, batch: Batch, rows: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Outputs [A, n, O] and their Jacobians [A, n, O, P] on one batch `(inputs, targets)` of n samples."""
+
+        def chunk(part: Tensor, others: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+            return self._jacobian(part, others, batch[0])
+
+        pairs = [chunk(*piece) for piece in self._pieces(theta, rows, max(1, len(theta)))]
+        return torch.cat([z for z, _ in pairs]), torch.cat([j for _, j in pairs])
+
+    def gauss_newton(self, theta: Tensor, rows: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
+        """L_s [A], ∇L_s [A, P] and the Gauss–Newton matrices Jᵀ ∇²ℓ J / count [A, P, P] of a built-in loss."""
+        if not self.least_squares_like:
+            raise ProblemError("Gauss–Newton steps need one of the built-in losses and (inputs, targets) data")
+        p = self.parameters
+
+        # Samples a piece: of one member, so that sums do not depend on how many members there are.
+        each = self.unit_bytes + 24 * p * self.outputs
+        samples = max(1, int(PIECE_BYTES // each))
+
+        def chunk(part: Tensor, others: dict[str, Tensor]) -> Tensor:
+            out = part.new_zeros(len(part), 1 + p + p * p)
+            for piece in rechunk(self.batches, samples):
+                outputs, jacobian = self._jacobian(part, others, piece[0])
+                total, slope, root = _curved(self.loss_name, outputs, piece[1])
+                j = jacobian.flatten(1, 2)
+                out[:, 0] += total
+                out[:, 1 : 1 + p] += (slope.flatten(1).unsqueeze(1) @ j).squeeze(1)
+                scaled = (root @ jacobian).flatten(1, 2) if root is not None else j
+                weight = 2.0 if root is None else 1.0
+                out[:, 1 + p :] += weight * (scaled.mT @ scaled).flatten(1)
+            return out
+
+        members = max(1, int(self._room() // (min(samples, self._longest) * each)))
+        found = self._chunked(theta, rows, "gradient", chunk, members) / self.count
+        matrix = found[:, 1 + p :].reshape(-1, p, p)
+        if self.weight_decay:
+            matrix.diagonal(dim1=1, dim2=2).add_(self.weight_decay)
+        gradient = found[:, 1 : 1 + p] + self.weight_decay * theta
+        return found[:, 0] + self._penalty(theta), gradient, matrix
+
+    def saturation(self, theta: Tensor, rows: Tensor | None = None) -> Tensor:
+        """How large entries of H are before they cancel [A]: ‖∂z/∂θ‖²_F / count for the losses of probabilities,
+        whose 1 − p is off by eps however small it is; 0 for other losses. Estimated by random signs."""
+        if self.loss_name not in ("cross_entropy", "bce") or not self.least_squares_like:
+            return theta.new_zeros(len(theta))
+        generator = torch.Generator().manual_seed(0)
+
+        def signs(batch: Batch) -> Tensor:
+            shape = (len(batch[0]), *self.model(batch[0][:1]).shape[1:])
+            drawn = torch.randint(2, shape, generator=generator)
+            return (2 * drawn - 1).to(device=self.device, dtype=self.dtype)
+
+        with torch.no_grad():
+            drawn = [(batch, signs(batch)) for batch in self.batches]
+
+        def chunk(part: Tensor, others: dict[str, Tensor]) -> Tensor:
+            total = part.new_zeros(part.shape)
+            for batch, sign in drawn:
+                leaf = part.detach().requires_grad_()
+
+                def along(flat: Tensor, mine: dict[str, Tensor], batch: Batch = batch, sign: Tensor = sign) -> Tensor:
+                    z: Tensor = torch.func.functional_call(self.model, self._named(flat, mine), (batch[0],))
+                    return (sign * z).sum()
+
+                sums = torch.func.vmap(along)(leaf, others).sum()
+                total += torch.autograd.grad(sums, leaf, materialize_grads=True)[0]
+            return total.square().sum(1)
+
+        return self._chunked(theta, rows, "gradient", chunk) / self.count
+
+    def minibatch_sums(
+        self, leaf: Tensor, others: dict[str, Tensor], inputs: Tensor, targets: Tensor, *, shared: bool
+    ) -> Tensor:
+        """Loss sums [A] with their graph to `leaf` Θ[A, P], each member on its own minibatch [A, n, …], or all on
+        one [n, …] that is `shared`."""
+
+        def one(flat: Tensor, mine: dict[str, Tensor], x: Tensor, y: Tensor) -> Tensor:
+            return self._total((x, y))(flat, mine)
+
+        axis = None if shared else 0
+        sums: Tensor = torch.func.vmap(one, in_dims=(0, 0, axis, axis))(leaf, others, inputs, targets)
+        return sums
+
+    @property
+    def least_squares_like(self) -> bool:
+        """Whether Gauss–Newton matrices can be made: a built-in loss over pairs of tensors."""
+        return self.loss_name is not None and all(isinstance(b, tuple | list) and len(b) == 2 for b in self.batches)
+
+    @property
+    def outputs(self) -> int:
+        """Numbers the network gives for one sample."""
+        with torch.no_grad():
+            return int(self.model(self.batches[0][0][:1]).numel())
+
+    @property
+    def _longest(self) -> int:
+        return max(1, max(length_of(b) for b in self.batches))
+
+    def limited(self, limit: int | None) -> Stack:
+        """The same stack within another limit of memory."""
+        return replace(self, limit=limit)
+
+    # ---- one member, one batch ---------------------------------------------------------------------------------
+
+    def _named(self, flat: Tensor, others: dict[str, Tensor]) -> dict[str, Tensor]:
+        return dict(zip(self.layout.names, self.layout.unflatten(flat), strict=True)) | others
+
+    def _total(self, batch: Batch) -> Callable[[Tensor, dict[str, Tensor]], Tensor]:
+        """(θ [P], others) -> the loss summed over the batch."""
+        holder = _Holder(self.model, self.loss)
+
+        def total(flat: Tensor, others: dict[str, Tensor]) -> Tensor:
+            named = {f"model.{k}": v for k, v in self._named(flat, others).items()}
+            answer: Tensor = torch.func.functional_call(holder, named, (batch,))
+            return answer
+
+        return total
+
+    def _jacobian(self, part: Tensor, others: dict[str, Tensor], inputs: Tensor) -> tuple[Tensor, Tensor]:
+        """Outputs [A, n, O] and Jacobians [A, n, O, P]: reverse mode, sample by sample under vmap."""
+
+        def one(flat: Tensor, mine: dict[str, Tensor], x: Tensor) -> tuple[Tensor, Tensor]:
+            z = torch.func.functional_call(self.model, self._named(flat, mine), (x.unsqueeze(0),)).reshape(-1)
+            return z, z
+
+        jacobian = torch.func.jacrev(one, has_aux=True)
+        over_samples = torch.func.vmap(jacobian, in_dims=(None, None, 0))
+        j, z = torch.func.vmap(over_samples, in_dims=(0, 0, None))(part, others, inputs)
+        return z, j
+
+    def _columns_kept(self, batch: Batch, part: Tensor, others: dict[str, Tensor]) -> Tensor:
+        leaf = part.detach().requires_grad_()
+        total = torch.func.vmap(self._total(batch))(leaf, others).sum()
+        slope = torch.autograd.grad(total, leaf, create_graph=True, materialize_grads=True)[0]
+        if not slope.requires_grad:  # the loss is linear in θ
+            return part.new_zeros(*part.shape, self.parameters)
+        columns = [
+            torch.autograd.grad(slope[:, j].sum(), leaf, retain_graph=True, materialize_grads=True)[0]
+            for j in range(self.parameters)
+        ]
+        return torch.stack(columns, dim=2)
+
+    def _columns_forward(self, batch: Batch, part: Tensor, others: dict[str, Tensor]) -> Tensor:
+        total = torch.func.vmap(self._total(batch))
+        slope = torch.func.grad(lambda x: total(x, others).sum())
+
+        def column(direction: Tensor) -> Tensor:
+            pushed: Tensor = torch.func.jvp(slope, (part,), (direction.expand_as(part),))[1]
+            return pushed
+
+        width = self._size(batch, "product", len(part))
+        identity = torch.eye(self.parameters, dtype=part.dtype, device=part.device)
+        return torch.cat([torch.func.vmap(column)(block) for block in torch.split(identity, width)]).movedim(0, 2)
+
+    def _penalty(self, theta: Tensor) -> Tensor:
+        return 0.5 * self.weight_decay * theta.square().sum(1)
+
+    # ---- chunks ------------------------------------------------------------------------------------------------
+
+    def _over_batches(self, function: Callable[[Batch], Tensor]) -> Tensor:
+        total = function(self.batches[0])
+        for batch in self.batches[1:]:
+            total = total + function(batch)
+        return total
+
+    def _room(self) -> float:
+        """Bytes that one launch may touch."""
+        usable = DEVICE_SHARE * usable_bytes(self.device, self.limit)
+        return min(usable, 8 * CACHE_BYTES) if self.device.type == "cpu" else usable
+
+    def _size(self, batch: Batch, what: str, members: int = 1) -> int:
+        """How many members (or columns of Hessians) suit one launch."""
+        samples = max(1, length_of(batch))
+        one = members * samples * self.unit_bytes
+        usable = usable_bytes(self.device, self.limit)
+        if self.device.type == "cpu":
+            return max(1, int(min(CACHE_BYTES, usable / LIVE[what]) // one))
+        return max(1, int(DEVICE_SHARE * usable / LIVE[what] // one))
+
+    def _pieces(self, theta: Tensor, rows: Tensor | None, size: int) -> Iterator[tuple[Tensor, dict[str, Tensor]]]:
+        index = torch.arange(len(theta), device=theta.device) if rows is None else rows
+        for part, numbers in zip(torch.split(theta, size), torch.split(index, size), strict=True):
+            yield part, {name: t[numbers] for name, t in self.others.items()}
+
+    def _chunked(
+        self,
+        theta: Tensor,
+        rows: Tensor | None,
+        what: str,
+        function: Callable[[Tensor, dict[str, Tensor]], Tensor],
+        members: int | None = None,
+    ) -> Tensor:
+        """`function` over chunks of members, smaller ones after running out of memory."""
+        size = min(self._size(b, what) for b in self.batches) if members is None else members
+        size = max(1, min(size, len(theta)))
+        with strict_arithmetic():
+            while True:
+                try:
+                    return torch.cat([function(*piece) for piece in self._pieces(theta, rows, size)])
+                except Exception as error:
+                    if not is_out_of_memory(error):
+                        raise _unstackable(error) from error
+                    if size <= 1:
+                        raise UsageError(
+                            "not even one network at a time fits into memory", "raise --memory, or use --batch-size"
+                        ) from error
+                    size //= 2
+                    release_cached(self.device)
+
+
+class _Holder(nn.Module):
+    """The loss sum of a batch as a module, so that `functional_call` can swap the model's tensors."""
+
+    def __init__(self, model: nn.Module, loss: LossFunction) -> None:
+        super().__init__()
+        self.model = model
+        self._loss = loss
+
+    def forward(self, batch: Batch) -> Tensor:
+        return self._loss(self.model, batch)[0]
+
+
+def _curved(name: str | None, outputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Of the summed loss of outputs z [A, n, O]: value [A], slope ∂ℓ/∂z, and R [A, n, O, O] with RᵀR = ∂²ℓ/∂z².
+
+    R is None for mse, whose ∂²ℓ/∂z² is 2.
+    """
+    n, o = outputs.shape[1:]
+    if name == "mse":
+        residual = outputs - targets.reshape(n, o).to(outputs.dtype)
+        return residual.square().sum((1, 2)), 2 * residual, None
+    if name == "bce":
+        wanted = targets.reshape(n, o).to(outputs.dtype)
+        p = torch.sigmoid(outputs)
+        value = nn.functional.binary_cross_entropy_with_logits(
+            outputs, wanted.expand_as(outputs), reduction="none"
+        ).sum((1, 2))
+        return value, p - wanted, torch.diag_embed((p * (1 - p)).sqrt())
+    if targets.is_floating_point():
+        wanted = targets.to(outputs.dtype)
+    else:
+        wanted = nn.functional.one_hot(targets.reshape(n).clamp(min=0), o).to(outputs.dtype)
+        wanted = wanted * (targets.reshape(n, 1) != -100)
+    log_p = torch.log_softmax(outputs, -1)
+    p, mass = log_p.exp(), wanted.sum(-1, keepdim=True)
+    root = p.sqrt()
+    # (diag √p − √p pᵀ) squares to diag p − p pᵀ.
+    factor = torch.diag_embed(root) - root.unsqueeze(-1) * p.unsqueeze(-2)
+    return -(wanted * log_p).sum((1, 2)), mass * p - wanted, factor * mass.sqrt().unsqueeze(-1)
+
+
+def _unstackable(error: Exception) -> Exception:
+    """PyTorch's complaint about what `vmap` cannot do, as an error for the user; ours as they are."""
+    text = str(error)
+    if isinstance(error, RuntimeError) and any(word in text for word in ("vmap", "functorch", "in-place", "batching")):
+        first = text.strip().splitlines()[0][:200]
+        return ProblemError(
+            f"these networks cannot be stacked with torch.func: {first}",
+            "use --method lbfgs or newton-krylov, which take one network at a time",
+        )
+    return error
