@@ -18,11 +18,12 @@ demo: $(STAMP)
 	$(BIN)/landscape spectrum 'checkpoints/digits/width=*/seed=0/final.pt' --out demo
 	$(BIN)/landscape plot 'demo/**/*.spectrum.h5' --out demo/spectra.png
 
+# One thread a process: two processes of two threads each wait for one another most of the time.
 test: lint
-	$(BIN)/python -m pytest -n 2 --dist worksteal
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal
 
 test-fast: $(STAMP)
-	$(BIN)/python -m pytest -n 2 --dist worksteal -m 'not slow'
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal -m 'not slow'
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

@@ -194,6 +194,26 @@ def test_the_global_minimum_of_a_linear_network_is_one_up_to_its_symmetry() -> N
     assert sum(made.symmetries.values()) == made.zeros["1e-06"] == 4
 
 
+@pytest.mark.parametrize("chosen", [(0, 1), (0, 2), (1, 2), (2, 3), (0,), ()])
+def test_critical_points_of_a_linear_autoencoder(chosen: tuple[int, ...]) -> None:
+    """Baldi & Hornik 1989: projections on eigenvectors of the covariance; all but the leading ones are saddles."""
+    torch.manual_seed(0)
+    x = torch.randn(50, 4, dtype=torch.float64) * torch.tensor([3.0, 2.0, 1.2, 0.7], dtype=torch.float64)
+    values, vectors = torch.linalg.eigh(x.T @ x / len(x))
+    order = vectors.flip(1)[:, list(chosen)]
+    model = linear_network(2, 2, 4, 4)
+    first, second = (p for p in model.parameters())
+    with torch.no_grad():
+        first.zero_()
+        second.zero_()
+        first[: len(chosen)] = order.T
+        second[:, : len(chosen)] = order
+    made = certify_stack(*build_stack([Problem(model, (x, x), "mse")]))[0]
+    assert made.gradient_inf < 1e-13
+    assert made.loss == pytest.approx(float(values.sum() - values.flip(0)[list(chosen)].sum()), rel=1e-12)
+    assert made.verdict == ("minimum" if chosen == (0, 1) else "saddle")
+
+
 @pytest.mark.parametrize("depth", [3, 4])
 def test_the_origin_of_a_deep_linear_network_is_degenerate(depth: int) -> None:
     problem, _ = linear_problem(3, depth)

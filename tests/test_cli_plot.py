@@ -11,12 +11,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
+from landscape.analyses.descend import descend
 from landscape.cli.app import main
 from landscape.cli.plot import find_results
 from landscape.results import Result, field_of
 from landscape.store import write_result
 from samples import sample_provenance, sample_spectrum
+from surfaces import quadratic, surface
 
 
 @dataclasses.dataclass(frozen=True)
@@ -182,3 +185,33 @@ def test_the_command_line_loads_nothing_heavy() -> None:
     code = "import sys, landscape.cli.plot; print({'torch', 'matplotlib', 'numpy', 'h5py'} & set(sys.modules))"
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert found.stdout == "set()\n"
+
+
+@pytest.fixture
+def descents(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Real descents of two widths."""
+    monkeypatch.chdir(tmp_path)
+    for width in (2, 3):
+        for seed in (0, 1):
+            place = sample_provenance(command="descend", coordinates={"width": width, "seed": seed})
+            start = torch.full((width,), 1.0 + seed, dtype=torch.float64)
+            found = descend(surface(quadratic(torch.linspace(1, 2, width, dtype=torch.float64)), start))
+            folder = tmp_path / "out" / f"width={width}" / f"seed={seed}"
+            write_result(folder / "final.descend.h5", found, place)
+    return tmp_path / "out"
+
+
+def test_descents_are_drawn_where_there_are_no_spectra(descents: Path, run: Run) -> None:
+    assert run(descents) == (0, "landscape-results/descents.png\n", "")
+    single = descents / "width=2" / "seed=0" / "final.descend.h5"
+    assert run(single)[:2] == (0, f"{single.with_suffix('.png')}\n")
+    assert single.with_suffix(".png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_different_analyses_share_no_figure(descents: Path, run: Run) -> None:
+    other = descents / "a.spectrum.h5"
+    write_result(other, sample_spectrum(), sample_provenance())
+    code, out, err = run(other, descents / "width=2" / "seed=0" / "final.descend.h5")
+    assert (code, out) == (2, "")
+    assert "different analyses" in err
+    assert run(descents, "-o", "x.png")[0] == 0  # of the folder, the spectra

@@ -186,3 +186,49 @@ def test_stopped_and_repeated_it_ends_in_the_same_files(
     assert again.returncode == 0, again.stderr
     assert json.loads(again.stdout.splitlines()[0])["skipped"]
     assert files(out) == whole
+
+
+STACK = """
+[sweep]
+width = [3, 4]
+seed = "0..5"
+[model]
+name = "mlp"
+activation = "sigmoid_softplus"
+bias = false
+[data]
+name = "teacher"
+[training]
+loss = "mse"
+optimiser = "levenberg_marquardt"
+steps = 200
+dtype = "float64"
+save_dtype = "float64"
+"""
+
+
+def test_stacks_killed_and_repeated_end_in_the_same_files(tmp_path: Path) -> None:
+    sweep = tmp_path / "sweep.toml"
+    sweep.write_text(STACK)
+    whole = run(sweep, tmp_path / "whole", "--json")
+    assert whole.returncode == 0, whole.stderr
+    reports = [json.loads(line) for line in whole.stdout.splitlines()]
+    assert [r["coordinates"]["seed"] for r in reports] == [*range(6)] * 2
+    assert all(r["verdict"] in ("minimum", "saddle", "degenerate", "channel", "not stationary") for r in reports)
+    process = subprocess.Popen(command(sweep, tmp_path / "cut"), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 60
+    while not list((tmp_path / "cut").rglob("final.pt")) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    process.kill()
+    process.wait()
+    assert run(sweep, tmp_path / "cut").returncode == 0
+    assert files(tmp_path / "cut") == files(tmp_path / "whole")
+    table = run(sweep, tmp_path / "cut").stdout
+    assert "verdict" in table
+    assert table.count("(was there)") == 12
+
+
+def test_a_ready_made_sweep_is_named_or_suggested(tmp_path: Path) -> None:
+    done = run(Path("four-neurons"), tmp_path / "out")
+    assert done.returncode == 2
+    assert "did you mean 'four-neuron'" in done.stderr

@@ -144,3 +144,32 @@ def test_models_refuse_samples_of_the_wrong_shape() -> None:
     with pytest.raises(ProblemError, match="takes images") as raised:
         settings_for("cnn", (64,), 10)
     assert "image = true" in (raised.value.hint or "")
+
+
+@pytest.mark.parametrize("depth", [1, 2])
+def test_ntk_outputs_keep_their_size_and_mean_field_outputs_vanish(depth: int) -> None:
+    """At initialisation: O(1) for every width in NTK parametrisation, O(1/√width) in the mean field's."""
+    x = torch.randn(200, 5, generator=torch.Generator().manual_seed(0))
+    sizes: dict[str, list[float]] = {}
+    for name in ("ntk", "mean_field"):
+        for width in (64, 4096):
+            settings = {"inputs": 5, "outputs": 1, "width": width, "depth": depth, "parametrisation": name}
+            draws = [build_model("mlp", settings, seed)(x).detach().square().mean() for seed in range(20)]
+            sizes.setdefault(name, []).append(float(torch.stack(draws).mean().sqrt()))
+    assert sizes["ntk"][1] == pytest.approx(sizes["ntk"][0], rel=0.4)
+    assert sizes["mean_field"][1] == pytest.approx(sizes["mean_field"][0] / 8, rel=0.4)
+
+
+def test_the_default_parametrisation_is_not_written_into_headers() -> None:
+    from landscape.models.mlp import Settings
+    from landscape.settings import written
+
+    assert "parametrisation" not in written(Settings(2, 1, 3))
+    assert written(Settings(2, 1, 3, parametrisation="ntk"))["parametrisation"] == "ntk"
+
+
+@pytest.mark.parametrize(("name", "scale"), [("default", 1.0), ("ntk", 1.0), ("mean_field", 7.0)])
+def test_mean_field_learning_rates_grow_with_the_width(name: str, scale: float) -> None:
+    from landscape.models import learning_rate_scale, mlp
+
+    assert learning_rate_scale("mlp", mlp.Settings(2, 1, 7, parametrisation=name)) == scale

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -89,31 +90,25 @@ def certify_large(
     value, gradient = objective.value_and_gradient()
     n, eps = objective.layout.total, torch.finfo(objective.dtype).eps
     operator = CurvatureOperator(objective, memory=memory, expected_products=max_products)
-    shared = {
-        "tau": tau,
-        "noise": 0.0,
-        "room": basis_room(operator, memory, 2),
-        "generator": torch.Generator().manual_seed(seed),
-        "top": 1,
-        "bottom": 1,
-        "towards": gradient,
-    }
 
     def tell(done: int, *_: int) -> None:
         if progress is not None:
             progress("lowest eigenvalue", done, max_products)
 
-    found = first = find_extremes(operator, rtol=1e-3, max_products=max_products, progress=tell, **shared)  # type: ignore[arg-type]
-    explained: dict[str, int] = {}
-    if found.ritz_values[0] > -tau * found.ritz_values[-1] and not found.exhausted:
-        # Nothing negative seen: go on without stopping, beyond the named zero modes, for the exclusion.
-        known = symmetries_of(objective.model, objective.layout, loss_name)
-        scale = float(abs(found.ritz_values).max())
-        modes, explained = zero_modes(known, objective.point(), operator, scale, MOST_TANGENTS)
-        shared["deflate"] = modes if modes.shape[1] else None
-        shared["tau"] = 0.0
-        most = min(max_products, products_to_settle(n, found, tau))
-        found = find_extremes(operator, rtol=0.0, max_products=most, progress=tell, **shared)  # type: ignore[arg-type]
+    first, found, explained = _lowest(
+        objective,
+        operator,
+        loss_name,
+        tau,
+        max_products,
+        progress=tell,
+        noise=0.0,
+        room=basis_room(operator, memory, 2),
+        generator=torch.Generator().manual_seed(seed),
+        top=1,
+        bottom=1,
+        towards=gradient,
+    )
     largest = max(abs(float(found.ritz_values[0])), abs(float(found.ritz_values[-1])))
     noise = math.sqrt(n) * eps * largest + eps * _saturation(objective, loss_name)
     lowest, before = float(found.ritz_values[0]), float(first.ritz_values[0])
@@ -145,6 +140,28 @@ def certify_large(
         products=operator.products,
         products_needed=products_to_settle(n, found, tau),
     )
+
+
+def _lowest(
+    objective: Objective,
+    operator: CurvatureOperator,
+    loss_name: str | None,
+    tau: float,
+    max_products: int,
+    **shared: Any,
+) -> tuple[Extremes, Extremes, dict[str, int]]:
+    """A Lanczos run to the lowest eigenvalue; a second one, without stopping and beyond the named zero modes, for
+    the exclusion, if nothing negative was seen; and the zero modes by name."""
+    first = find_extremes(operator, rtol=1e-3, tau=tau, max_products=max_products, **shared)
+    if first.exhausted or first.ritz_values[0] <= -tau * abs(first.ritz_values).max():
+        return first, first, {}
+    known = symmetries_of(objective.model, objective.layout, loss_name)
+    scale = float(abs(first.ritz_values).max())
+    modes, explained = zero_modes(known, objective.point(), operator, scale, MOST_TANGENTS)
+    deflate = modes if modes.shape[1] else None
+    most = min(max_products, products_to_settle(operator.n, first, tau))
+    second = find_extremes(operator, rtol=0.0, tau=0.0, max_products=most, deflate=deflate, **shared)
+    return first, second, explained
 
 
 def products_to_settle(n: int, found: Extremes, tau: float) -> int:

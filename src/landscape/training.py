@@ -24,7 +24,7 @@ from landscape.checkpoint import write_checkpoint
 from landscape.data import Dataset, load_data
 from landscape.errors import NumericalError, ProblemError
 from landscape.memory import usable_bytes
-from landscape.models import build_model
+from landscape.models import build_model, learning_rate_scale
 from landscape.problem import LOSSES
 from landscape.run_files import FINAL, MEASURED, clear, file_name, finished, header_of
 from landscape.sweep import Run, Training
@@ -115,7 +115,7 @@ def parameters_of(run: Run) -> int:
 
 def _train(run: Run, folder: Path, progress: Progress | None) -> dict[str, Any]:
     """Train and write; what was measured at the end."""
-    how = run.training
+    how = schedule_of(run)
     dtype: torch.dtype = getattr(torch, how.dtype)
     data = in_dtype(load_data(run.data, dataclasses.asdict(run.data_settings)), dtype)
     seed = int(run.coordinates["seed"])
@@ -151,6 +151,12 @@ def _steps(model: nn.Module, train: tuple[Tensor, Tensor], how: Training, seed: 
         yield step, loss.item()
         if epoch_ends and how.target_loss is not None and _evaluate(model, train, how)[0] <= how.target_loss:
             return
+
+
+def schedule_of(run: Run) -> Training:
+    """How to train, with the learning rate that the network's parametrisation asks for."""
+    how, scale = run.training, learning_rate_scale(run.model, run.model_settings)
+    return how if scale == 1 else dataclasses.replace(how, learning_rate=scale * how.learning_rate)
 
 
 def minibatches(samples: int, size: int, generator: torch.Generator) -> Iterator[tuple[Tensor | slice, bool]]:

@@ -37,6 +37,7 @@ from landscape.training import (
     measure,
     minibatches,
     optimiser_of,
+    schedule_of,
     shuffler,
     write_run_file,
 )
@@ -105,7 +106,7 @@ class _Stacked:
     ) -> None:
         self.runs, self.out, self.progress = runs, out, progress
         self.there = there  # members whose files are not to be written again
-        self.how: Training = runs[0].training
+        self.how: Training = schedule_of(runs[0])
         dtype: torch.dtype = getattr(torch, self.how.dtype)
         self.data: Dataset = in_dtype(load_data(runs[0].data, dataclasses.asdict(runs[0].data_settings)), dtype)
         self.models = [

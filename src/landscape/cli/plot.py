@@ -16,6 +16,9 @@ if TYPE_CHECKING:
     from landscape.store import StoredResult
 
 PATTERN = "*.spectrum.h5"
+# What a folder or glob is searched for, in this order, and what several of them are called together.
+PATTERNS = {"spectrum": PATTERN, "descend": "*.descend.h5"}
+NAMES = {"spectrum": "spectra.png", "descend": "descents.png"}
 DEFAULT = Path("landscape-results") / "spectra.png"
 
 
@@ -23,7 +26,8 @@ def plot(
     results: Annotated[
         list[str],
         typer.Argument(
-            metavar="RESULT", help="Files that `landscape spectrum` wrote, globs (also **), or folders of them."
+            metavar="RESULT",
+            help="Files that `landscape spectrum` or `landscape descend` wrote, globs (also **), or folders of them.",
         ),
     ],
     by: Annotated[
@@ -46,7 +50,8 @@ def plot(
     ] = None,
     force: Annotated[bool, typer.Option("--force", help="Overwrite a file that is not a figure of landscape.")] = False,
 ) -> None:
-    """Draw spectra: one in detail, or several as density, both ends and negative part against width.
+    """Draw spectra: one in detail, or several as density, both ends and negative part against width. Or descents:
+    loss, gradient and norm along the way, and verdicts against width.
 
     Prints the path of the figure. The same results give the same bytes.
     """
@@ -57,20 +62,30 @@ def plot(
     check_format(target.suffix)
     refuse_foreign(target, force)
     found = [_read(path) for path in paths]
+    kinds = sorted({result.group for result in found})
+    if len(kinds) > 1:
+        raise UsageError(
+            f"these are results of different analyses ({', '.join(kinds)}), which share no figure",
+            hint="name the files of one: " + " or ".join(PATTERNS[kind] for kind in kinds),
+        )
     typer.echo(_draw(found, by, target))
 
 
 def _draw(found: list[StoredResult], by: str | None, target: Path) -> Path:
     """Draw, render and write; what readers of the figure must know goes to stderr."""
     from landscape.atomic import remove_stale, write_bytes
+    from landscape.figures.descents import draw_descents
     from landscape.figures.series import caveats
     from landscape.figures.spectrum import draw_spectrum
     from landscape.figures.style import render
     from landscape.figures.width import draw_spectra
 
-    for note in caveats(found, by):
-        print_warning(note)
-    figure = draw_spectrum(found[0]) if len(found) == 1 else draw_spectra(found, by)
+    if found[0].group == "descend":
+        figure = draw_descents(found, by)
+    else:
+        for note in caveats(found, by):
+            print_warning(note)
+        figure = draw_spectrum(found[0]) if len(found) == 1 else draw_spectra(found, by)
     data = render(figure, target.suffix)
     remove_stale(target)
     write_bytes(target, data)
@@ -91,7 +106,7 @@ def _expand(name: str) -> list[Path]:
     if not path.exists() and glob.has_magic(name):
         matches = [Path(match) for match in sorted(glob.glob(name, recursive=True))]
         files = [match for match in matches if match.is_file()]
-        files = files or [file for match in matches for file in sorted(match.rglob(PATTERN))]
+        files = files or _below(matches)
         if not files:
             raise UsageError(
                 f"No file matches {name!r}.",
@@ -99,7 +114,7 @@ def _expand(name: str) -> list[Path]:
             )
         return files
     if path.is_dir():
-        files = sorted(path.rglob(PATTERN))
+        files = _below([path])
         if not files:
             raise UsageError(
                 f"The folder {name} holds no spectra (no {PATTERN} in it or below).",
@@ -109,20 +124,31 @@ def _expand(name: str) -> list[Path]:
     return [path]
 
 
+def _below(folders: list[Path]) -> list[Path]:
+    """Results in folders: the spectra or, where there is none, the descents."""
+    for pattern in PATTERNS.values():
+        files = [file for folder in folders for file in sorted(folder.rglob(pattern))]
+        if files:
+            return files
+    return []
+
+
 def _read(path: Path) -> StoredResult:
-    from landscape.store import read_result
+    from landscape.store import list_groups, read_result
 
     if path.suffix in SUFFIXES:
         raise UsageError(
             f"{path} looks like a checkpoint; figures are drawn from results.",
             hint=f"first: landscape spectrum {path}",
         )
-    return read_result(path, group="spectrum")
+    groups = list_groups(path)
+    return read_result(path, group=next((g for g in PATTERNS if g in groups), "spectrum"))
 
 
 def choose_target(paths: list[Path], out: Path | None) -> Path:
     """The file to write: `out`, inside it if it is a folder, or the default."""
-    default = paths[0].with_suffix(".png") if len(paths) == 1 else DEFAULT
+    kind = "descend" if paths[0].name.endswith(".descend.h5") else "spectrum"
+    default = paths[0].with_suffix(".png") if len(paths) == 1 else DEFAULT.with_name(NAMES[kind])
     if out is None:
         return default
     return out / default.name if out.is_dir() else out

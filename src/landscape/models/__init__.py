@@ -29,6 +29,12 @@ def build_model(name: str, settings: Mapping[str, Any], seed: int = 0) -> nn.Mod
     return model
 
 
+def learning_rate_scale(name: str, settings: Any) -> float:
+    """What the learning rates of first-order optimisers are multiplied by for a network with these `Settings`."""
+    scale = getattr(choose(MODELS, name, "built-in model"), "learning_rate_scale", None)
+    return 1.0 if scale is None else float(scale(settings))
+
+
 def settings_for(name: str, shape: Sequence[int], outputs: int) -> dict[str, Any]:
     """The settings of family `name` that follow from one sample's shape and the number of outputs."""
     family = choose(MODELS, name, "built-in model")

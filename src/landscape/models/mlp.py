@@ -11,8 +11,10 @@ import torch
 from torch import nn
 
 from landscape.errors import ProblemError
-from landscape.models.parts import ACTIVATIONS, drawing_from
-from landscape.settings import choose, parse_settings
+from landscape.models.parts import ACTIVATIONS, ScaledLinear, drawing_from
+from landscape.settings import choose, later, parse_settings
+
+PARAMETRISATIONS = ("default", "ntk", "mean_field")
 
 
 @dataclass(frozen=True)
@@ -25,6 +27,9 @@ class Settings:
         depth: number of hidden layers; 0 is a linear model.
         activation: a name in `landscape.models.parts.ACTIVATIONS`.
         bias: whether the layers have biases.
+        parametrisation: "default": PyTorch's, weights uniform in ±1/√fan-in. "ntk" (Jacot et al. 2018): W ~ N(0, 1),
+            used as W/√fan-in. "mean_field" (Mei et al. 2018): the same, but the output layer is divided by the
+            width, and the learning rate of first-order optimisers is multiplied by it.
     """
 
     inputs: int
@@ -33,6 +38,7 @@ class Settings:
     depth: int = 1
     activation: str = "tanh"
     bias: bool = True
+    parametrisation: str = later("default")
 
     def __post_init__(self) -> None:
         for name in ("inputs", "outputs", "width"):
@@ -41,6 +47,7 @@ class Settings:
         if self.depth < 0:
             raise ProblemError(f"model 'mlp': depth is {self.depth}; it is the number of hidden layers, 0 or more")
         choose(ACTIVATIONS, self.activation, "activation")
+        choose(dict.fromkeys(PARAMETRISATIONS), self.parametrisation, "parametrisation")
 
 
 def settings_for(shape: Sequence[int], outputs: int) -> dict[str, Any]:
@@ -55,13 +62,25 @@ def settings_for(shape: Sequence[int], outputs: int) -> dict[str, Any]:
 
 
 def build(settings: Mapping[str, Any], generator: torch.Generator) -> nn.Sequential:
-    """The network, in PyTorch's default initialisation: uniform in ±1/√fan-in, weights and biases."""
+    """The network, freshly initialised in its parametrisation."""
     s = parse_settings(Settings, settings, "model 'mlp'")
     layers: list[nn.Module] = []
     features = s.inputs
     with drawing_from(generator):
         for _ in range(s.depth):
-            layers += [nn.Linear(features, s.width, bias=s.bias), ACTIVATIONS[s.activation]()]
+            layers += [_linear(s, features, s.width), ACTIVATIONS[s.activation]()]
             features = s.width
-        layers.append(nn.Linear(features, s.outputs, bias=s.bias))
+        layers.append(_linear(s, features, s.outputs, last=True))
     return nn.Sequential(*layers)
+
+
+def learning_rate_scale(settings: Settings) -> float:
+    """What first-order learning rates are multiplied by, so that time runs alike for all widths."""
+    return float(settings.width) if settings.parametrisation == "mean_field" and settings.depth else 1.0
+
+
+def _linear(s: Settings, inputs: int, outputs: int, last: bool = False) -> nn.Linear:
+    if s.parametrisation == "default":
+        return nn.Linear(inputs, outputs, bias=s.bias)
+    divided = last and s.depth > 0 and s.parametrisation == "mean_field"
+    return ScaledLinear(inputs, outputs, s.bias, 1 / inputs if divided else inputs**-0.5)

@@ -33,6 +33,29 @@ class Sine(nn.Module):
         return torch.sin(x)
 
 
+class ScaledLinear(nn.Linear):
+    """A linear layer whose weights enter with a fixed factor: z = gain · W x + b, with W ~ N(0, 1) and b = 0 at first.
+
+    Args:
+        inputs, outputs: sizes. bias: whether there is b. gain: the factor.
+    """
+
+    def __init__(self, inputs: int, outputs: int, bias: bool, gain: float) -> None:
+        super().__init__(inputs, outputs, bias=bias)
+        self.gain = gain
+        nn.init.normal_(self.weight)
+        if bias:
+            nn.init.zeros_(self.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """gain · W x + b."""
+        return nn.functional.linear(x, self.gain * self.weight, self.bias)
+
+    def extra_repr(self) -> str:
+        """Also the factor, which tells architectures apart."""
+        return f"{super().extra_repr()}, gain={self.gain:g}"
+
+
 # Smooth ones first: relu's Hessian is that of the active pieces only, and misses the kinks.
 ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
     "tanh": nn.Tanh,
