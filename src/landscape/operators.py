@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import replace
+from statistics import median
 
 import torch
 from torch import Tensor
@@ -10,13 +12,17 @@ from torch import Tensor
 from landscape.arithmetic import is_out_of_memory, strict_arithmetic
 from landscape.batches import length_of
 from landscape.curvature import Product, builder_of
-from landscape.memory import keep_budget, release_cached
+from landscape.memory import keep_budget, release_cached, synchronise
 from landscape.objective import Objective
 from landscape.plan import OPERATORS, STRATEGIES, Plan, Request
 from landscape.planning import make_plan
 from landscape.problem import Batch
 
 __all__ = ["OPERATORS", "STRATEGIES", "CurvatureOperator", "Plan"]
+
+
+# Calls whose time is taken; what they show is better than what planning can, and comes with the work itself.
+PACED = 8
 
 
 class CurvatureOperator:
@@ -69,6 +75,12 @@ class CurvatureOperator:
         self.plan, self._objective = planned.plan, planned.objective
         self.width = self.agreed(self.plan.block)
         self._chunks: list[Product | None] = [None] * self.plan.chunks
+        self._pace: list[float] = []
+
+    @property
+    def pace(self) -> float:
+        """Seconds a vector, as the first calls took (the very first one builds the graphs); planning's before that."""
+        return median(self._pace[1:]) if len(self._pace) > 1 else self.plan.product_seconds
 
     def __call__(self, vectors: Tensor) -> Tensor:
         """Product with a block V[n, b] (or a vector [n]) in the operator's dtype and on its device."""
@@ -81,11 +93,15 @@ class CurvatureOperator:
             # a tensor made in inference mode could not enter a graph
             rows = rows.clone(memory_format=torch.contiguous_format) if rows.is_inference() else rows.contiguous()
             parts, done = [], 0
+            begin = time.perf_counter()
             while done < rows.shape[0]:
                 parts.append(self._safely(rows[done:]))
                 done += parts[-1].shape[0]
             sums = parts[0] if len(parts) == 1 else torch.cat(parts)
             result = self._ranks.sum(sums).div_(self._objective.count)
+        if len(self._pace) < PACED:
+            synchronise(self.device)
+            self._pace.append((time.perf_counter() - begin) / rows.shape[0])
         self.products += rows.shape[0]
         return (result.add_(rows, alpha=self._shift) if self._shift else result).T
 

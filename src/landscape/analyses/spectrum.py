@@ -20,6 +20,7 @@ from landscape.problem import Problem, at_point
 from landscape.ranks import ALONE, Ranks
 from landscape.results import Spectrum, Spent
 from landscape.spectral import exact as dense
+from landscape.spectral.cost import foreseen_seconds
 from landscape.spectral.failed import failed_spectrum
 from landscape.spectral.iterative import iterative_fields
 from landscape.spectral.layers import layer_blocks
@@ -166,7 +167,7 @@ def _solve(
         widest=settings.probes if settings.density else settings.top + settings.bottom,
         **options,
     )
-    start, planned = time.perf_counter(), operator.plan
+    start = time.perf_counter()
     found, notes, basis = iterative_fields(objective, operator, settings, tell, gradient)
     seconds = time.perf_counter() - start
     if settings.precision in LOWERED:
@@ -178,7 +179,7 @@ def _solve(
     plan = {
         **operator.plan.as_dict(),
         **basis,
-        "predicted_seconds": settings.iterative_products * planned.product_seconds,
+        "predicted_seconds": foreseen_seconds(operator, settings),
         "actual_seconds": seconds,
     }
     return found, operator.products, {**plan, "notes": (*plan["notes"], *notes)}, objective.dtype

@@ -36,7 +36,8 @@ def complement_quadratic_forms(
     n, m = probes.shape[0], projected.shape[0]
     if m >= n:
         return np.zeros(probes.shape[1])
-    qz, qhz = project(probes).cpu().numpy(), project(products).cpu().numpy()
+    both = project(torch.cat([probes, products], dim=1)).cpu().numpy()  # the basis is read once
+    qz, qhz = both[:, : probes.shape[1]], both[:, probes.shape[1] :]
     form = _dots(probes, products) - 2 * np.sum(qz * qhz, axis=0) + np.sum(qz * (projected @ qz), axis=0)
     left = _dots(probes, probes) - np.sum(qz**2, axis=0)
     return np.asarray(form * (n - m) / left)

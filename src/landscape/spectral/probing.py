@@ -20,6 +20,8 @@ from landscape.operators import CurvatureOperator
 # The trace's interval is narrowed to this part of the trace, if the products for it are few.
 TRACE_RTOL = 0.01
 MOST_TRACE_PROBES = 64
+# Probes that are projected on the Krylov basis at once: each projection reads all of it.
+TOGETHER = 8
 # With fewer samples Student's quantiles explode.
 FEWEST_PROBES = 3
 
@@ -108,8 +110,9 @@ def trace_interval(
         extra = min(samples_for(samples, target) - len(samples), MOST_TRACE_PROBES, budget)
     if extra > 0:
         more = [samples]
-        for _ in range(extra):
-            z = gaussian(operator.n, 1, generator=generator, dtype=operator.dtype, device=operator.device)
+        for start in range(0, extra, TOGETHER):
+            count = min(TOGETHER, extra - start)
+            z = gaussian(operator.n, count, generator=generator, dtype=operator.dtype, device=operator.device)
             more.append(complement_quadratic_forms(z, operator(z), known.project, known.projected))
         value, low, high = student_interval(np.concatenate(more), offset, first_stage=len(samples))
     return value, low - rounding, high + rounding

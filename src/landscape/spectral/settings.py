@@ -11,6 +11,10 @@ from landscape.plan import OPERATORS
 
 # Cheaper arithmetic for products.
 LOWERED = ("tf32", "bf16")
+# Further probes of the trace, usually.
+TRACE_PRODUCTS = 64
+# Of the second look for copies, where no density does its work.
+LOOK_PRODUCTS = 20
 # Called as (stage, done, total).
 Progress = Callable[[str, int, int], None]
 
@@ -89,7 +93,11 @@ class SpectrumSettings:
     @property
     def iterative_products(self) -> int:
         """Products that an iterative solution will take, roughly; decides what planning is worth."""
-        guess = self.extreme_products + (self.probes * self.steps if self.density else self.probes)
+        guess = (
+            self.extreme_products
+            + TRACE_PRODUCTS
+            + (self.probes * self.steps if self.density else self.probes + LOOK_PRODUCTS)
+        )
         return guess if self.max_products is None else min(guess, self.max_products)
 
 
