@@ -16,8 +16,9 @@ RANKS: dict[str, int] = {
             "errors settings interrupts identity basis",
             "linalg optim",
             "parameters problem batches arithmetic memory objective curvature ranks plan planning operators results "
-            "certificate structure ensemble stacking",
-            "spectral diagnosis models data symmetries certifying descending descending_large",
+            "certificate structure ensemble stacking result_escapes",
+            "spectral diagnosis models data symmetries certifying descending descending_large "
+            "escaping widening splitting",
             "analyses",
             "atomic checkpoint unpickling weights fitting exported loading problem_file coordinates store sweep "
             "run_files training training_stacks sweeps executors figures",

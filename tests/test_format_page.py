@@ -13,10 +13,14 @@ import pytest
 import torch
 
 from landscape.analyses.descend import descend
+from landscape.analyses.escape import escape
+from landscape.analyses.widen import widen
 from landscape.results import AXES, Descended, Spectrum
 from landscape.store import FORMAT, write_result
 from samples import sample_provenance, sample_spectrum
 from surfaces import quadratic, surface
+from test_certificate import fixture_problem
+from test_widen import split_fixture
 
 ROOT = Path(__file__).parent.parent
 PAGE = (ROOT / "docs" / "format.md").read_text(encoding="utf-8")
@@ -64,7 +68,10 @@ def full_descent() -> Descended:
 
 def test_a_real_file_holds_what_the_page_says_and_nothing_else(tmp_path: Path) -> None:
     path = tmp_path / "a.h5"
-    write_result(path, [full_spectrum(), full_descent()], sample_provenance())
+    start = fixture_problem()
+    way_out = escape(split_fixture(), controls=1, steps=3)
+    opened = widen(start, "0", follow=True, controls=1, steps=3, shares=((2.0, -1.0),), samples=500)
+    write_result(path, [full_spectrum(), full_descent(), way_out, opened], sample_provenance())
     with h5py.File(path, "r") as file:
         assert set(file.attrs) == set(rows("Root"))
         assert list(file) == re.findall(r"^## Group `(\w+)`", PAGE, re.MULTILINE)

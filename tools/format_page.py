@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
 
-from landscape import results
+from landscape import result_escapes, results
 from landscape.results import AXES, Provenance, Result
 
 PAGE = Path(__file__).resolve().parent.parent / "docs" / "format.md"
@@ -16,8 +16,9 @@ JSON_FIELDS = "text, JSON"
 
 
 def result_classes() -> list[type[Result]]:
-    """All analyses' results, in the order of the module."""
-    found = [c for c in vars(results).values() if isinstance(c, type) and issubclass(c, Result)]
+    """All analyses' results, in the order of the modules."""
+    everything = {**vars(results), **vars(result_escapes)}
+    found = [c for c in everything.values() if isinstance(c, type) and issubclass(c, Result)]
     return [c for c in found if c is not Result]
 
 

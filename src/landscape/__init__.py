@@ -13,6 +13,8 @@ __version__ = "0.1.0"
 _HOMES = {
     "Problem": "landscape.problem",
     "descend": "landscape.analyses.descend",
+    "escape": "landscape.analyses.escape",
+    "widen": "landscape.analyses.widen",
     "spectrum": "landscape.analyses.spectrum",
     "read_checkpoint": "landscape.checkpoint",
     "load_problem": "landscape.loading",
@@ -23,16 +25,20 @@ __all__ = [
     "Problem",
     "__version__",
     "descend",
+    "escape",
     "load_problem",
     "read_checkpoint",
     "read_result",
     "spectrum",
+    "widen",
     "write_result",
 ]
 
 if TYPE_CHECKING:
     from landscape.analyses.descend import descend
+    from landscape.analyses.escape import escape
     from landscape.analyses.spectrum import spectrum
+    from landscape.analyses.widen import widen
     from landscape.checkpoint import read_checkpoint
     from landscape.loading import load_problem
     from landscape.problem import Problem

@@ -43,13 +43,13 @@ def descend_large(
             progress(f"loss {value:.6g}, max |gradient| {size:.1e}", len(trajectory.loss), way.steps)
 
     def gradient(theta: Tensor) -> tuple[float, Tensor]:
-        _move(objective, theta)
+        move(objective, theta)
         return objective.value_and_gradient()
 
     plan: dict[str, object] = {"memory": memory, "expected_products": 50}
 
     def products(theta: Tensor) -> Callable[[Tensor], Tensor]:
-        _move(objective, theta)
+        move(objective, theta)
         operator = CurvatureOperator(objective, **plan)  # type: ignore[arg-type]
         plan.update(strategy=operator.plan.strategy, batch_size=operator.plan.chunk)  # timed once
         return operator
@@ -60,13 +60,13 @@ def descend_large(
     else:
         solver = newton_krylov if method == "newton-krylov" else newton_mr
         ended = solver(gradient, products, start, **limits)  # type: ignore[arg-type]
-    _move(objective, ended.theta)
+    move(objective, ended.theta)
     if keep:
         trajectory.keep(len(trajectory.loss) - 1, ended.theta)
     return ended, trajectory
 
 
-def _move(objective: Objective, theta: Tensor) -> None:
+def move(objective: Objective, theta: Tensor) -> None:
     """Put θ into the objective's model; kept graphs of older operators are dead after this."""
     with torch.no_grad():
         for parameter, value in zip(objective.parameters, objective.layout.unflatten(theta), strict=True):
@@ -140,6 +140,29 @@ def certify_large(
         products=operator.products,
         products_needed=products_to_settle(n, found, tau),
     )
+
+
+def lowest_pair(
+    objective: Objective, seed: int, max_products: int, memory: int | None = None
+) -> tuple[float, Tensor, float]:
+    """The lowest eigenpair of the Hessian by Lanczos: value, unit vector [P], explicit residual."""
+    operator = CurvatureOperator(objective, memory=memory, expected_products=max_products)
+    found = find_extremes(
+        operator,
+        top=1,
+        bottom=1,
+        rtol=1e-4,
+        tau=1e-9,
+        noise=0.0,
+        max_products=max_products,
+        room=basis_room(operator, memory, 2),
+        generator=torch.Generator().manual_seed(seed),
+        towards=objective.value_and_gradient()[1],
+    )
+    vector = found.bottom_vector[:, 0].contiguous()
+    image = operator(vector)
+    value = float(vector @ image)
+    return value, vector, float((image - value * vector).norm())
 
 
 def _lowest(

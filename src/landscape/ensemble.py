@@ -214,6 +214,11 @@ class Stack:
     def _longest(self) -> int:
         return max(1, max(length_of(b) for b in self.batches))
 
+    def of(self, rows: Tensor) -> Stack:
+        """The stack of the members `rows`, in that order; a member may come several times."""
+        others = {name: t[rows] for name, t in self.others.items()}
+        return replace(self, others=others, members=len(rows))
+
     def limited(self, limit: int | None) -> Stack:
         """The same stack within another limit of memory."""
         return replace(self, limit=limit)

@@ -35,6 +35,12 @@ AXES: dict[str, tuple[str, str | None]] = {
     "kept": ("iteration whose parameters are kept", "kept"),
     "zero_tau": ("floor relative to max |eigenvalue|", "zero_tau"),
     "symmetry": ("named symmetry of the network", "symmetry"),
+    "offset": ("place on a line through the point", None),
+    "side": ("side of the direction: +, -", "side"),
+    "control": ("random kick of the same length", None),
+    "split": ("neuron and shares of its output weights", "split"),
+    "copy": ("copy of the neuron", None),
+    "inner": ("rank among the inner Hessian's eigenvalues, ascending", None),
 }
 
 

@@ -159,7 +159,7 @@ class _Stacked:
             return
         rows = torch.tensor(alive)
         done = max(self.steps)
-        part = _rows_of(self.stack, rows)
+        part = self.stack.of(rows)
         way = dataclasses.replace(way, keep_points=False)
 
         def tell(stage: str, members: int, total: int) -> None:
@@ -270,8 +270,3 @@ def _fewer(
         rows = isinstance(value, Tensor) and value.shape == leaf.shape
         fresh.state[kept][name] = value[keep].clone() if rows else value
     return kept, fresh
-
-
-def _rows_of(stack: Stack, rows: Tensor) -> Stack:
-    others = {name: t[rows] for name, t in stack.others.items()}
-    return dataclasses.replace(stack, others=others, members=len(rows))

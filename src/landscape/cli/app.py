@@ -7,7 +7,7 @@ import sys
 
 import typer
 
-from landscape.cli import descend, doctor, info, plot, spectrum, train
+from landscape.cli import descend, doctor, escape, info, plot, spectrum, train, widen
 from landscape.cli.terminal import print_error
 from landscape.errors import LandscapeError
 from landscape.interrupts import Interrupted, interruptible
@@ -22,6 +22,8 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.command("spectrum")(spectrum.spectrum)
+app.command("escape")(escape.escape)
+app.command("widen")(widen.widen)
 app.command("descend")(descend.descend)
 app.command("train")(train.train)
 app.command("info")(info.info)

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -171,43 +170,19 @@ def _checkpoint_of(place: Path) -> Path:
 
 def _written(request: _Request, job: Job, result: Descended) -> Shown:
     """Both files on disk, the checkpoint first: where there is a result, its checkpoint is there as well."""
-    from landscape.checkpoint import write_checkpoint
     from landscape.cli.descend_view import Shown, warn
+    from landscape.cli.points import write_point
     from landscape.store import write_result
 
     assert result.spent is not None
     provenance = job.provenance(result.spent)
     target = _checkpoint_of(job.place)
-    write_checkpoint(target, _state(job, result), _header(job, result))
+    how = {"to": result.to, "method": result.method, "steps": result.steps}
+    write_point(job, target, result.point, result.spent, result.certificate, how)
     write_result(job.place, result, provenance, force=request.force)
     shown = Shown(result, provenance, job.place, target)
     warn(shown)
     return shown
-
-
-def _state(job: Job, result: Descended) -> Mapping[str, Any]:
-    """The model's tensors at the point reached: θ in the arithmetic of the descent, buffers as they were."""
-    import torch
-
-    assert result.spent is not None
-    state = {name: t.detach() for name, t in job.problem.model.state_dict().items()}
-    dtype = getattr(torch, result.spent.dtype)
-    state = {name: t.to(dtype) if t.is_floating_point() else t for name, t in state.items()}
-    pieces = torch.split(torch.as_tensor(result.point), [int(n) for n in result.tensor_size])
-    for name, piece in zip(result.tensor, pieces, strict=True):
-        shape = job.problem.model.get_parameter(str(name)).shape
-        state[str(name)] = piece.to(dtype).reshape(shape)
-    return state
-
-
-def _header(job: Job, result: Descended) -> dict[str, Any]:
-    """The checkpoint's own header, or a bare one for a foreign file, with the certificate."""
-    from landscape.identity import plain
-
-    found = job.loaded.checkpoint
-    header = dict(found.header) if found.header else {"coordinates": dict(found.coordinates)}
-    descent = {"from": found.sha256, "to": result.to, "method": result.method, "steps": result.steps}
-    return header | {"certificate": plain(result.certificate), "descent": descent}
 
 
 def _stored(job: Job) -> Shown:

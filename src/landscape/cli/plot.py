@@ -17,7 +17,8 @@ if TYPE_CHECKING:
 
 PATTERN = "*.spectrum.h5"
 # What a folder or glob is searched for, in this order, and what several of them are called together.
-PATTERNS = {"spectrum": PATTERN, "descend": "*.descend.h5"}
+PATTERNS = {"spectrum": PATTERN, "descend": "*.descend.h5", "escape": "*.escape.h5", "widen": "*.widen.h5"}
+SINGLE = ("escape", "widen")  # one checkpoint a figure
 NAMES = {"spectrum": "spectra.png", "descend": "descents.png"}
 DEFAULT = Path("landscape-results") / "spectra.png"
 
@@ -27,7 +28,7 @@ def plot(
         list[str],
         typer.Argument(
             metavar="RESULT",
-            help="Files that `landscape spectrum` or `landscape descend` wrote, globs (also **), or folders of them.",
+            help="Files that spectrum, descend, escape or widen wrote, globs (also **), or folders of them.",
         ),
     ],
     by: Annotated[
@@ -51,7 +52,7 @@ def plot(
     force: Annotated[bool, typer.Option("--force", help="Overwrite a file that is not a figure of landscape.")] = False,
 ) -> None:
     """Draw spectra: one in detail, or several as density, both ends and negative part against width. Or descents:
-    loss, gradient and norm along the way, and verdicts against width.
+    loss, gradient and norm along the way, and verdicts against width. Or one escape, or one widening.
 
     Prints the path of the figure. The same results give the same bytes.
     """
@@ -78,9 +79,17 @@ def _draw(found: list[StoredResult], by: str | None, target: Path) -> Path:
     from landscape.figures.series import caveats
     from landscape.figures.spectrum import draw_spectrum
     from landscape.figures.style import render
+    from landscape.figures.ways import draw_escape, draw_widen
     from landscape.figures.width import draw_spectra
 
-    if found[0].group == "descend":
+    if found[0].group in SINGLE:
+        if len(found) > 1:
+            raise UsageError(
+                f"a figure shows one result of `landscape {found[0].group}`, and {len(found)} were named",
+                hint="name one file",
+            )
+        figure = (draw_escape if found[0].group == "escape" else draw_widen)(found[0])
+    elif found[0].group == "descend":
         figure = draw_descents(found, by)
     else:
         for note in caveats(found, by):

@@ -30,6 +30,7 @@ class Settings:
         parametrisation: "default": PyTorch's, weights uniform in ±1/√fan-in. "ntk" (Jacot et al. 2018): W ~ N(0, 1),
             used as W/√fan-in. "mean_field" (Mei et al. 2018): the same, but the output layer is divided by the
             width, and the learning rate of first-order optimisers is multiplied by it.
+        widths: of each hidden layer where they differ (as `landscape widen` makes them), in place of `width`.
     """
 
     inputs: int
@@ -39,6 +40,7 @@ class Settings:
     activation: str = "tanh"
     bias: bool = True
     parametrisation: str = later("default")
+    widths: tuple[int, ...] = later(())
 
     def __post_init__(self) -> None:
         for name in ("inputs", "outputs", "width"):
@@ -46,6 +48,8 @@ class Settings:
                 raise ProblemError(f"model 'mlp': {name} is {getattr(self, name)}; it must be at least 1")
         if self.depth < 0:
             raise ProblemError(f"model 'mlp': depth is {self.depth}; it is the number of hidden layers, 0 or more")
+        if self.widths and (len(self.widths) != self.depth or min(self.widths) < 1):
+            raise ProblemError(f"model 'mlp': widths {list(self.widths)} are not {self.depth} positive numbers")
         choose(ACTIVATIONS, self.activation, "activation")
         choose(dict.fromkeys(PARAMETRISATIONS), self.parametrisation, "parametrisation")
 
@@ -67,9 +71,9 @@ def build(settings: Mapping[str, Any], generator: torch.Generator) -> nn.Sequent
     layers: list[nn.Module] = []
     features = s.inputs
     with drawing_from(generator):
-        for _ in range(s.depth):
-            layers += [_linear(s, features, s.width), ACTIVATIONS[s.activation]()]
-            features = s.width
+        for width in s.widths or (s.width,) * s.depth:
+            layers += [_linear(s, features, width), ACTIVATIONS[s.activation]()]
+            features = width
         layers.append(_linear(s, features, s.outputs, last=True))
     return nn.Sequential(*layers)
 

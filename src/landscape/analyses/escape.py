@@ -1,0 +1,278 @@
+"""`escape`: what kind of point is this, which direction leads out, and where to."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from landscape.arithmetic import resolve_device
+from landscape.batches import length_of, read_batches, subset
+from landscape.certificate import TAU, TAUS, Certificate
+from landscape.certifying import certify_stack
+from landscape.descending import Progress, Trajectory, Way, descend_stack
+from landscape.descending_large import certify_large, descend_large, lowest_pair, move
+from landscape.ensemble import Stack
+from landscape.errors import UsageError
+from landscape.escaping import DENSE_STEPS, Followed, Sides, best_steps, follow, follow_large, kicks, profile
+from landscape.objective import Objective, build_objective
+from landscape.problem import Problem, at_point
+from landscape.result_escapes import Escaped
+from landscape.results import Spent
+from landscape.stacking import build_stack
+
+# Dense Hessians up to here.
+DENSE = 3000
+# Points of the line on each side of the point, and its length in best steps.
+HALF, REACH = 40, 1.6
+# Without a step that gains: this share of ‖θ‖.
+FALLBACK = 0.3
+SIDES = ("+", "-")
+
+
+@dataclass(frozen=True)
+class EscapeSettings:
+    """All options of `escape`; the command line and the library share these names and defaults.
+
+    Attributes:
+        descend: first go to the critical point (of any index) of the checkpoint's own basin.
+        certify_only: name the point and its direction, and follow nothing.
+        controls: random kicks of the same length to compare with.
+        steps: iterations of each descent, at most. tau: relative floor of the verdicts.
+        samples: a random subset of the data. seed: of random choices. device: "auto", "cpu", "cuda".
+        precision: "auto" (float64), "float64" or "float32". memory: limit in bytes for the whole process.
+        max_products: for the lowest eigenvalue of a large network.
+    """
+
+    descend: bool = False
+    certify_only: bool = False
+    controls: int = 0
+    steps: int = 1000
+    tau: float = TAU
+    samples: int | None = None
+    seed: int = 0
+    device: str = "auto"
+    precision: str = "auto"
+    memory: int | None = None
+    max_products: int = 500
+
+    def __post_init__(self) -> None:
+        if self.precision not in ("auto", "float64", "float32"):
+            raise UsageError(f"there is no precision {self.precision!r} here", "choose auto, float64 or float32")
+        for name, least in (("controls", 0), ("steps", 1), ("max_products", 1), ("samples", 1), ("memory", 1)):
+            value = getattr(self, name)
+            if value is not None and value < least:
+                raise UsageError(f"--{name.replace('_', '-')} is {value}; it must be at least {least}")
+        if not 0 <= self.tau < 1:
+            raise UsageError("--tau must lie in [0, 1)")
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain types, for identities and files."""
+        return asdict(self)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return torch.float32 if self.precision == "float32" else torch.float64
+
+
+def escape(
+    problem: Problem,
+    point: Tensor | Mapping[str, Tensor] | None = None,
+    *,
+    progress: Progress | None = None,
+    **settings: Any,
+) -> Escaped:
+    """Certify a point, find its most negative direction, step along both sides of it and descend from there.
+
+    Args:
+        problem: model, data and loss; nothing of it is changed.
+        point: θ as a flat vector, or a state_dict; None: the model as it is.
+        progress: called as (stage, done, total).
+        settings: see `EscapeSettings`.
+
+    Raises:
+        ProblemError, UsageError, NumericalError: as `spectrum`.
+    """
+    unknown = set(settings) - {f.name for f in fields(EscapeSettings)}
+    if unknown:
+        names = ", ".join(f.name for f in fields(EscapeSettings))
+        raise UsageError(f"escape has no setting {sorted(unknown)[0]!r}", f"settings are {names}")
+    return run_escape(at_point(problem, point), EscapeSettings(**settings), progress)
+
+
+def run_escape(problem: Problem, settings: EscapeSettings, progress: Progress | None = None) -> Escaped:
+    """`escape` with its settings as one object; see there."""
+    start = time.perf_counter()
+    tell = progress or (lambda stage, done, total: None)
+    batches = read_batches(problem)
+    total = sum(length_of(b) for b in batches)
+    full = settings.samples is None or settings.samples >= total
+    used = batches if full else subset(batches, settings.samples or total, settings.seed)
+    objective = build_objective(problem, batches=used, device=resolve_device(settings.device), dtype=settings.dtype)
+    stack, theta = build_stack([problem], objective=objective, memory=settings.memory)
+    growth = math.nan
+    if settings.descend:
+        tell("to the critical point", 0, 1)
+        way = Way("critical", settings.steps, keep_points=False)
+        if stack.parameters <= DENSE_STEPS:
+            ended, paths = descend_stack(stack, theta, way)
+            theta, growth = ended.theta, paths[0].growth
+            move(objective, theta[0])
+        else:
+            reached, path = descend_large(objective, way, "newton-mr", settings.memory, progress)
+            theta, growth = reached.theta.unsqueeze(0), path.growth
+    tell("certificate", 0, 1)
+    certificate, pair = _point(stack, objective, theta, settings, full, growth)
+    value, direction, residual = pair
+    sides = best_steps(stack, theta, direction.unsqueeze(0))
+    followed, controls = None, None
+    if not settings.certify_only and certificate.verdict != "minimum":
+        followed, controls = _follow(stack, objective, theta, direction, sides, settings, tell)
+    return _result(settings, stack, theta, certificate, (value, direction, residual), sides, followed, controls, start)
+
+
+def _point(
+    stack: Stack, objective: Objective, theta: Tensor, settings: EscapeSettings, full: bool, growth: float
+) -> tuple[Certificate, tuple[float, Tensor, float]]:
+    """The certificate, and the lowest eigenpair: value, unit vector [P], residual."""
+    if stack.parameters <= DENSE:
+        certificate = certify_stack(stack, theta, tau=settings.tau, full_data=full, growth=[growth])[0]
+        matrix = stack.hessians(theta)[0]
+        values, vectors = torch.linalg.eigh(matrix)
+        direction = vectors[:, 0].contiguous()
+        residual = float((matrix @ direction - values[0] * direction).norm())
+        return certificate, (float(values[0]), direction, residual)
+    certificate = certify_large(
+        objective,
+        loss_name=stack.loss_name,
+        tau=settings.tau,
+        full_data=full,
+        growth=growth,
+        seed=settings.seed,
+        memory=settings.memory,
+        max_products=settings.max_products,
+    )
+    return certificate, lowest_pair(objective, settings.seed, settings.max_products, settings.memory)
+
+
+def _follow(
+    stack: Stack,
+    objective: Objective,
+    theta: Tensor,
+    direction: Tensor,
+    sides: Sides,
+    settings: EscapeSettings,
+    tell: Progress,
+) -> tuple[Followed, Followed | None]:
+    """Descents from both sides, and from the controls."""
+
+    def descents(starts: Tensor, label: str, keep: bool) -> Followed:
+        way = Way("minimum", settings.steps, tau=settings.tau, keep_points=keep)
+
+        def report(stage: str, done: int, total: int) -> None:
+            tell(f"{label}, {stage}", done, total)
+
+        if stack.parameters > DENSE_STEPS:
+            limits = {"seed": settings.seed, "memory": settings.memory, "max_products": settings.max_products}
+            return follow_large(stack, objective, starts, way, settings.tau, report, **limits)
+        return follow(stack, starts, theta.new_zeros(len(starts), dtype=torch.long), way, settings.tau, report)
+
+    found = descents(theta + sides.step[0].unsqueeze(1) * direction, "descents", keep=True)
+    if not settings.controls:
+        return found, None
+    generator = torch.Generator().manual_seed(settings.seed)
+    length = sides.step[0, int(sides.value[0].argmin())].reshape(1)
+    return found, descents(kicks(theta, length, settings.controls, generator)[0], "controls", keep=False)
+
+
+def _result(
+    settings: EscapeSettings,
+    stack: Stack,
+    theta: Tensor,
+    c: Certificate,
+    pair: tuple[float, Tensor, float],
+    sides: Sides,
+    followed: Followed | None,
+    controls: Followed | None,
+    start: float,
+) -> Escaped:
+    value, direction, residual = pair
+    best = int(sides.value[0].argmin()) if followed is None else int(followed.value.argmin())
+    gained = c.loss - float(sides.value.min()) > 1e4 * torch.finfo(theta.dtype).eps * max(abs(c.loss), 1e-300)
+    reach = REACH * float(sides.step[0].abs().max()) if gained else FALLBACK * max(1.0, c.parameter_norm)
+    offsets = torch.linspace(-reach, reach, 2 * HALF + 1, dtype=theta.dtype, device=theta.device)
+    line = profile(stack, theta, direction.unsqueeze(0), offsets.unsqueeze(0))[0].cpu().numpy()
+    loss_after = c.loss if followed is None else float(followed.value[best])
+    verdict, reason = _verdict(c, followed, best, loss_after)
+    path = followed.trajectories[best] if followed is not None else Trajectory()
+    ends = followed.certificates if followed is not None else [None, None]
+    same = "loss gradient_inf gradient_rounding newton_decrement lambda_max parameter_norm parameters exact full_data"
+    return Escaped(
+        **{name: getattr(c, name) for name in same.split()},
+        verdict=verdict,
+        reason=reason,
+        point_verdict=c.verdict,
+        end_verdict="" if followed is None else followed.certificates[best].verdict,
+        followed=followed is not None,
+        samples=round(stack.count),
+        loss_after=loss_after,
+        lambda_min=c.lambda_min.value,
+        lambda_min_low=c.lambda_min.low,
+        lambda_min_high=c.lambda_min.high,
+        zero_tau=np.array(TAUS),
+        zeros=np.array([c.zeros.get(f"{t:g}", -1) for t in TAUS], dtype=np.int64),
+        direction_value=value,
+        direction_residual=residual,
+        **_gradient_step(stack, theta, direction, float(sides.step[0].abs()[best]), c),
+        offset_length=offsets.cpu().numpy(),
+        line_loss=line,
+        line_even=(line + line[::-1]) / 2 - line[HALF],
+        line_odd=(line - line[::-1]) / 2,
+        side=np.array(SIDES),
+        side_step=sides.step[0].cpu().numpy(),
+        side_gain=c.loss - sides.value[0].cpu().numpy(),
+        side_loss=np.array([math.nan if e is None else e.loss for e in ends]),
+        side_verdict=np.array(["" if e is None else e.verdict for e in ends]),
+        side_lambda_min=np.array([math.nan if e is None else e.lambda_min.value for e in ends]),
+        side_gradient_inf=np.array([math.nan if e is None else e.gradient_inf for e in ends]),
+        side_norm=np.array([math.nan if e is None else e.parameter_norm for e in ends]),
+        path_loss=np.array(path.loss) if path.loss else None,
+        path_norm=np.array(path.norm) if path.loss else None,
+        kept=np.array(path.kept, dtype=np.int64) if path.points else None,
+        path_point=np.stack(path.points) if path.points else None,
+        control_loss=None if controls is None else controls.value.cpu().numpy(),
+        control_verdict=None if controls is None else np.array([k.verdict for k in controls.certificates]),
+        start=theta[0].cpu().numpy(),
+        direction=direction.cpu().numpy(),
+        point=(theta[0] if followed is None else followed.theta[best]).cpu().numpy(),
+        tensor=np.array(stack.layout.names),
+        tensor_size=np.array(stack.layout.sizes, dtype=np.int64),
+        certificate=(c if followed is None else followed.certificates[best]).as_dict(),
+        spent=Spent(c.products, time.perf_counter() - start, c.dtype, str(stack.device), {"notes": ()}),
+    )
+
+
+def _gradient_step(stack: Stack, theta: Tensor, direction: Tensor, length: float, c: Certificate) -> dict[str, Any]:
+    """The gradient's share along the direction, and what a gradient step of the same length gains."""
+    gradient = stack.values_and_gradients(theta)[1][0]
+    norm = float(gradient.norm())
+    if c.gradient_inf <= 10 * c.gradient_rounding or norm == 0:
+        return {"gradient_overlap": math.nan, "gradient_gain": math.nan}
+    after = float(stack.values((theta[0] - length * gradient / norm).unsqueeze(0)))
+    return {"gradient_overlap": float((gradient @ direction).abs()) / norm, "gradient_gain": c.loss - after}
+
+
+def _verdict(c: Certificate, followed: Followed | None, best: int, after: float) -> tuple[str, str]:
+    """The word of the whole: that of the point, unless a saddle was left for a lower loss."""
+    if c.verdict != "saddle" or followed is None:
+        return c.verdict, c.reason
+    end = followed.certificates[best]
+    if not after < c.loss:
+        return "saddle", f"{c.reason}, but descents from both sides ended no lower"
+    return "escaped", f"{c.reason}; the way out ends at loss {after:.4g}: {end.verdict} ({end.reason})"

@@ -1,0 +1,396 @@
+"""`widen`: split the neurons of a layer, foretell and measure the inertia, and follow the ways that open."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from landscape.arithmetic import resolve_device
+from landscape.batches import length_of, read_batches, subset, take
+from landscape.certificate import Certificate
+from landscape.certifying import certify_stack
+from landscape.descending import Progress, Way
+from landscape.ensemble import Stack
+from landscape.errors import ProblemError, UsageError
+from landscape.escaping import best_steps, follow, kicks, profile
+from landscape.objective import Objective, build_objective
+from landscape.problem import Problem, at_point
+from landscape.result_escapes import Widened
+from landscape.results import Spent
+from landscape.splitting import Foretold, Inner, foretell, inner_hessians
+from landscape.stacking import build_stack
+from landscape.structure import Hidden
+from landscape.widening import Split, find_hidden, require_smooth, smoothed, widened, width_of
+
+# Shares that are tried when none are given: inside (0, 1), where n_neg(B) is added, and outside, where n_pos(B) is.
+SHARES = ((-0.7, 1.7), (0.3, 0.7), (0.5, 0.5), (1.8, -0.8))
+# Dense wide Hessians up to here.
+DENSE = 3000
+# Points of a line on each side.
+HALF = 50
+SIDES = ("+", "-")
+
+
+@dataclass(frozen=True)
+class WidenSettings:
+    """All options of the analysis `widen`; the command line and the library share these names and defaults.
+
+    Attributes:
+        layer: linear or convolution layer whose neurons are split. following: the one that reads it, if the model's
+            graph does not say.
+        neurons: which, from 0; () for all. shares: of each split; the default is two inside and two outside [0, 1].
+        follow: step along the lowest eigenvector of every split that opens a way out, and descend.
+        controls: random kicks of the same length, in the wide network and in the narrow one.
+        smooth: β of the softplus that replaces ReLU; None: ReLU is refused.
+        tau: floor of the counts, relative to max |eigenvalue|. steps: iterations of each descent, at most.
+        samples, seed, device, memory: as elsewhere.
+    """
+
+    layer: str = ""
+    following: str | None = None
+    neurons: tuple[int, ...] = ()
+    shares: tuple[tuple[float, ...], ...] = SHARES
+    follow: bool = False
+    controls: int = 0
+    smooth: float | None = None
+    tau: float = 1e-8
+    steps: int = 1000
+    samples: int | None = None
+    seed: int = 0
+    device: str = "auto"
+    memory: int | None = None
+
+    def __post_init__(self) -> None:
+        if not self.layer:
+            raise UsageError("no layer is named", "say whose neurons to split: --layer NAME")
+        for name, least in (("controls", 0), ("steps", 1), ("samples", 1), ("memory", 1)):
+            value = getattr(self, name)
+            if value is not None and value < least:
+                raise UsageError(f"--{name} is {value}; it must be at least {least}")
+        if not 0 < self.tau < 1:
+            raise UsageError("--tau must lie in (0, 1)")
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain types, for identities and files."""
+        return {**asdict(self), "neurons": list(self.neurons), "shares": [list(s) for s in self.shares]}
+
+
+def widen(
+    problem: Problem,
+    layer: str,
+    point: Tensor | Mapping[str, Tensor] | None = None,
+    *,
+    progress: Progress | None = None,
+    **settings: Any,
+) -> Widened:
+    """Split neurons of `layer`, and compare the inertia of the wide Hessian with what second order foretells.
+
+    Args:
+        problem: model, data and loss; nothing of it is changed. layer: a linear or convolution layer.
+        point: θ as a flat vector, or a state_dict; None: the model as it is.
+        progress: called as (stage, done, total).
+        settings: see `WidenSettings`.
+
+    Raises:
+        UsageError: no such layer, neuron or share. ProblemError: ReLU behind the layer, embeddings, grouped or
+            shared layers. NumericalError: NaN or Inf.
+    """
+    unknown = set(settings) - {f.name for f in fields(WidenSettings)}
+    if unknown:
+        names = ", ".join(f.name for f in fields(WidenSettings))
+        raise UsageError(f"widen has no setting {sorted(unknown)[0]!r}", f"settings are {names}")
+    return run_widen(at_point(problem, point), WidenSettings(layer=layer, **settings), progress)
+
+
+def run_widen(problem: Problem, settings: WidenSettings, progress: Progress | None = None) -> Widened:
+    """`widen` with its settings as one object; see there."""
+    start = time.perf_counter()
+    tell = progress or (lambda stage, done, total: None)
+    objective, narrow = _narrow(problem, settings)
+    hidden = find_hidden(objective.model, settings.layer, settings.following)
+    require_smooth(objective.model, hidden)
+    splits = _splits(objective.model, hidden, settings)
+    tell("inner Hessians", 0, len(splits))
+    inner = inner_hessians(objective, hidden)
+    stack, theta = build_stack([narrow], objective=objective, memory=settings.memory)
+    certificate = certify_stack(stack, theta, tau=settings.tau)[0]
+    critical = certificate.stationary and not objective.weight_decay
+    foretold = [foretell(inner[s.neuron], s.shares) for s in splits]
+    offsets = _offsets(theta[0])
+    columns = _measured(narrow, objective, hidden, splits, offsets, settings, tell)
+    found = _columns(columns, settings)
+    return Widened(
+        **found,
+        **_narrow_fields(certificate, settings),
+        layer=hidden.layer,
+        following=hidden.next,
+        reason=_reason(certificate, objective.weight_decay),
+        critical=critical,
+        followed=settings.follow,
+        samples=round(objective.count),
+        split=np.array([_name(s) for s in splits]),
+        neuron=np.array([s.neuron for s in splits], dtype=np.int64),
+        share=_padded(splits),
+        predicted_negative=_counts([certificate.negative + f.negative for f in foretold], critical),
+        predicted_zero=_counts([_zeros(stack, theta, settings) + f.zero for f in foretold], critical),
+        lambda_bound=np.array([f.lowest if critical else math.nan for f in foretold]),
+        inner_eigenvalue=np.stack([inner[s.neuron].eigenvalues.cpu().numpy() for s in splits]),
+        narrow_zero=_zeros(stack, theta, settings),
+        offset_length=offsets.cpu().numpy(),
+        old_loss=_old_line(stack, theta, offsets),
+        spent=Spent(0, time.perf_counter() - start, "float64", str(objective.device), {"notes": ()}),
+    )
+
+
+def narrow_problem(problem: Problem, smooth: float | None) -> Problem:
+    """The problem that is split: with softplus for ReLU if that was asked for."""
+    if smooth is None:
+        return problem
+    return Problem(smoothed(problem.model, smooth), problem.data, problem.loss, problem.weight_decay)
+
+
+def _narrow(problem: Problem, settings: WidenSettings) -> tuple[Objective, Problem]:
+    narrow = narrow_problem(problem, settings.smooth)
+    batches = read_batches(narrow)
+    total = sum(length_of(b) for b in batches)
+    if settings.samples is not None and settings.samples < total:
+        batches = subset(batches, settings.samples, settings.seed)
+    narrow = Problem(narrow.model, batches, narrow.loss, narrow.weight_decay)
+    objective = build_objective(narrow, batches=batches, device=resolve_device(settings.device), dtype=torch.float64)
+    return objective, narrow
+
+
+def _splits(model: nn.Module, hidden: Hidden, settings: WidenSettings) -> list[Split]:
+    from landscape.widening import check_split
+
+    width = width_of(model, hidden.layer)
+    found = [Split(j, s) for j in (settings.neurons or range(width)) for s in settings.shares]
+    for split in found:
+        check_split(split, width, hidden.layer)
+    return found
+
+
+@dataclass
+class _Row:
+    """What was measured of one split."""
+
+    preserved: float = math.nan
+    negative: int = 0
+    zero: int = 0
+    lowest: float = math.nan
+    error: float = math.nan
+    gradient_inf: float = math.nan
+    line: np.ndarray | None = None
+    sides: list[tuple[float, str]] | None = None
+    controls: np.ndarray | None = None
+    narrow_controls: np.ndarray | None = None
+
+
+def _measured(
+    narrow: Problem,
+    objective: Objective,
+    hidden: Hidden,
+    splits: list[Split],
+    offsets: Tensor,
+    settings: WidenSettings,
+    tell: Progress,
+) -> list[_Row]:
+    """Every split made; those with as many copies go in one stack."""
+    rows = [_Row() for _ in splits]
+    for copies in sorted({len(s.shares) for s in splits}):
+        members = [i for i, s in enumerate(splits) if len(s.shares) == copies]
+        models = [widened(objective.model, hidden, [splits[i]]) for i in members]
+        problems = [Problem(m, objective.batches, narrow.loss, narrow.weight_decay) for m in models]
+        stack, theta = build_stack(problems, device=objective.device, memory=settings.memory)
+        if stack.parameters > DENSE:
+            raise ProblemError(
+                f"a split network has {stack.parameters:,} parameters, and the inertia of dense Hessians is counted "
+                f"up to {DENSE:,}",
+                "write the widened checkpoint with --write, and use landscape escape and spectrum on it",
+            )
+        for i, model in zip(members, models, strict=True):
+            rows[i].preserved = _change(objective.model, model, objective)
+        directions = _spectra(stack, theta, [rows[i] for i in members], offsets, settings, tell)
+        if settings.follow:
+            _follow(stack, theta, directions, [rows[i] for i in members], narrow, objective, settings, tell)
+    return rows
+
+
+def _change(before: nn.Module, after: nn.Module, objective: Objective) -> float:
+    """Largest change of an output on a batch, relative to the largest output.
+
+    Raises:
+        ProblemError: the function is not preserved, so something else reads the layer.
+    """
+    batch = take(objective.batches[0], slice(0, 256)) if objective.cuttable else objective.batches[0]
+    with torch.no_grad():
+        old, new = (float(objective.loss(m, batch)[0]) for m in (before, after))
+        if isinstance(batch, tuple | list) and len(batch) == 2:
+            a, b = before(batch[0]), after(batch[0])
+            change = float((a - b).abs().max()) / max(float(a.abs().max()), 1e-300)
+        else:
+            change = abs(old - new) / max(abs(old), 1e-300)
+    if change > 1e-9:
+        raise ProblemError(
+            f"splitting changes the outputs (by {change:.0e}): something besides the next layer reads this one",
+            "residual connections and normalisations over neurons do not allow splitting a neuron alone",
+        )
+    return change
+
+
+def _spectra(
+    stack: Stack, theta: Tensor, rows: list[_Row], offsets: Tensor, settings: WidenSettings, tell: Progress
+) -> Tensor:
+    """Inertia and lowest eigenpair of every wide Hessian; the lowest eigenvectors [A, P]."""
+    directions = torch.empty_like(theta)
+    gradients = stack.values_and_gradients(theta)[1].abs().amax(1)
+    size = max(1, 2**26 // stack.parameters**2)
+    for begin in range(0, len(theta), size):
+        index = torch.arange(begin, min(begin + size, len(theta)), device=theta.device)
+        matrix, asymmetry = stack.hessians_measured(theta[index], index)
+        values, vectors = torch.linalg.eigh(matrix)
+        directions[index] = vectors[:, :, 0]
+        floor = settings.tau * values.abs().amax(1)
+        for k, i in enumerate(index.tolist()):
+            row, mine = rows[i], values[k]
+            row.negative = int((mine < -floor[k]).sum())
+            row.zero = int((mine.abs() <= floor[k]).sum())
+            row.lowest = float(mine[0])
+            eps = torch.finfo(theta.dtype).eps
+            row.error = float(asymmetry[k]) + math.sqrt(stack.parameters) * eps * float(mine.abs().max())
+            row.gradient_inf = float(gradients[i])
+        tell("wide Hessians", begin + len(index), len(theta))
+    lines = profile(stack, theta, directions, offsets.expand(len(theta), -1))
+    for row, line in zip(rows, lines, strict=True):
+        row.line = line.cpu().numpy()
+    return directions
+
+
+def _offsets(theta: Tensor) -> Tensor:
+    """Places [T] of the lines that are drawn through a point θ [P]."""
+    reach = 0.2 * max(1.0, float(theta.norm()))
+    return torch.linspace(-reach, reach, 2 * HALF + 1, dtype=theta.dtype, device=theta.device)
+
+
+def _old_line(stack: Stack, theta: Tensor, offsets: Tensor) -> np.ndarray:
+    """L along the narrow network's lowest eigenvector."""
+    direction = torch.linalg.eigh(stack.hessians(theta)[0])[1][:, 0]
+    return profile(stack, theta, direction.unsqueeze(0), offsets.unsqueeze(0))[0].cpu().numpy()
+
+
+def _follow(
+    stack: Stack,
+    theta: Tensor,
+    directions: Tensor,
+    rows: list[_Row],
+    narrow: Problem,
+    objective: Objective,
+    settings: WidenSettings,
+    tell: Progress,
+) -> None:
+    """Descents from both sides of every split that opens a way out, and from random kicks of the same length."""
+    for row in rows:
+        row.sides = [(math.nan, "")] * 2
+        row.controls = row.narrow_controls = np.full(settings.controls, math.nan)
+    open_ = torch.tensor([i for i, row in enumerate(rows) if row.negative], dtype=torch.long, device=theta.device)
+    if not len(open_):
+        return
+    part = stack.of(open_)
+    at, along = theta[open_], directions[open_]
+    sides = best_steps(part, at, along)
+    starts = (at.unsqueeze(1) + sides.step.unsqueeze(2) * along.unsqueeze(1)).flatten(0, 1)
+    way = Way("minimum", settings.steps, keep_points=False)
+    numbers = torch.arange(len(open_), device=theta.device).repeat_interleave(2)
+    ended = follow(part, starts, numbers, way, 1e-6, lambda stage, d, t: tell(f"ways out, {stage}", d, t))
+    for k, i in enumerate(open_.tolist()):
+        rows[i].sides = [(ended.certificates[2 * k + s].loss, ended.certificates[2 * k + s].verdict) for s in (0, 1)]
+    if not settings.controls:
+        return
+    generator = torch.Generator().manual_seed(settings.seed)
+    length = sides.step.abs().gather(1, sides.value.argmin(1, keepdim=True)).squeeze(1)
+    wide = kicks(at, length, settings.controls, generator, along).flatten(0, 1)
+    numbers = torch.arange(len(open_), device=theta.device).repeat_interleave(settings.controls)
+    reached = follow(part, wide, numbers, way, 1e-6, lambda stage, d, t: tell(f"controls, {stage}", d, t))
+    small, point = build_stack([narrow], objective=objective, memory=settings.memory)
+    narrow_starts = kicks(point.expand(len(open_), -1), length, settings.controls, generator).flatten(0, 1)
+    zeros = torch.zeros(len(narrow_starts), dtype=torch.long, device=theta.device)
+    stayed = follow(small, narrow_starts, zeros, way, 1e-6, lambda stage, d, t: tell(f"controls, {stage}", d, t))
+    for k, i in enumerate(open_.tolist()):
+        part_of = slice(k * settings.controls, (k + 1) * settings.controls)
+        rows[i].controls = reached.value[part_of].cpu().numpy()
+        rows[i].narrow_controls = stayed.value[part_of].cpu().numpy()
+
+
+def _columns(rows: list[_Row], settings: WidenSettings) -> dict[str, Any]:
+    found: dict[str, Any] = {
+        "preserved": np.array([r.preserved for r in rows]),
+        "measured_negative": np.array([r.negative for r in rows], dtype=np.int64),
+        "measured_zero": np.array([r.zero for r in rows], dtype=np.int64),
+        "lambda_min": np.array([r.lowest for r in rows]),
+        "lambda_error": np.array([r.error for r in rows]),
+        "wide_gradient_inf": np.array([r.gradient_inf for r in rows]),
+        "new_loss": np.stack([r.line for r in rows if r.line is not None]),
+    }
+    if settings.follow:
+        losses = np.array([[s[0] for s in r.sides or ()] for r in rows])
+        words = np.array([[s[1] for s in r.sides or ()] for r in rows])
+        best = np.where(np.isnan(losses), np.inf, losses).argmin(1)
+        found |= {
+            "side": np.array(SIDES),
+            "side_loss": losses,
+            "side_verdict": words,
+            "escape_loss": losses[np.arange(len(rows)), best],
+            "escape_verdict": words[np.arange(len(rows)), best],
+        }
+        if settings.controls:
+            found["control_loss"] = np.stack([r.controls for r in rows if r.controls is not None])
+            found["narrow_control_loss"] = np.stack([r.narrow_controls for r in rows if r.narrow_controls is not None])
+    return found
+
+
+def _narrow_fields(c: Certificate, settings: WidenSettings) -> dict[str, Any]:
+    return {
+        "parameters": c.parameters,
+        "loss": c.loss,
+        "gradient_inf": c.gradient_inf,
+        "point_verdict": c.verdict,
+        "narrow_negative": c.negative,
+        "narrow_lambda_min": c.lambda_min.value,
+        "narrow_lambda_max": c.lambda_max,
+        "tau_relative": settings.tau,
+    }
+
+
+def _zeros(stack: Stack, theta: Tensor, settings: WidenSettings) -> int:
+    values = torch.linalg.eigvalsh(stack.hessians(theta)[0])
+    return int((values.abs() <= settings.tau * values.abs().max()).sum())
+
+
+def _counts(values: list[int], critical: bool) -> np.ndarray:
+    return np.array(values if critical else [-1] * len(values), dtype=np.int64)
+
+
+def _reason(c: Certificate, weight_decay: float) -> str:
+    if weight_decay:
+        return "with weight decay a split point is not critical: no index is foretold, see wide_gradient_inf"
+    return "" if c.stationary else f"the point is {c.verdict} ({c.reason}): no index is foretold"
+
+
+def _padded(splits: list[Split]) -> np.ndarray:
+    """Shares [split, copy], NaN where a split has fewer copies."""
+    most = max(len(s.shares) for s in splits)
+    return np.array([[*s.shares, *[math.nan] * (most - len(s.shares))] for s in splits])
+
+
+def _name(split: Split) -> str:
+    return f"{split.neuron}: {', '.join(f'{s:.4g}' for s in split.shares)}"
+
+
+__all__ = ["Foretold", "Inner", "WidenSettings", "narrow_problem", "run_widen", "widen"]

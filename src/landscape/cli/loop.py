@@ -1,0 +1,124 @@
+"""The loop of the analysis commands: every checkpoint loaded, reused or computed, written, shown; failures gathered."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
+
+import typer
+
+from landscape.cli.jobs import Job, Source, load_job
+from landscape.cli.terminal import flush, print_error, print_note
+from landscape.errors import BatchError, LandscapeError, NumericalError
+
+if TYPE_CHECKING:
+    from landscape.descending import Progress
+    from landscape.results import Provenance, Result
+
+R = TypeVar("R", bound="Result")
+
+
+@dataclass(frozen=True)
+class Shown(Generic[R]):
+    """A result with what is needed to show it."""
+
+    result: R
+    provenance: Provenance
+    path: Path
+
+
+@dataclass(frozen=True)
+class Command(Generic[R]):
+    """What a command does with one checkpoint, and how it shows what it found.
+
+    Attributes:
+        name: subcommand and group of its results. kind: their class.
+        compute: (job, progress) -> result. beside: writes what belongs beside the result (a checkpoint), before it.
+        there: whether that is there already. warn: `warning:` lines. json, one, many: how results are shown.
+    """
+
+    name: str
+    kind: type[R]
+    compute: Callable[[Job, Progress], R]
+    json: Callable[[Shown[R]], None]
+    one: Callable[[Shown[R]], None]
+    many: Callable[[list[Shown[R]]], None]
+    beside: Callable[[Job, R], None] = lambda job, result: None
+    there: Callable[[Job], bool] = lambda job: True
+    warn: Callable[[Shown[R]], None] = lambda shown: None
+
+
+def run_command(
+    command: Command[R],
+    checkpoints: Sequence[str],
+    source: Source,
+    settings: dict[str, Any],
+    out: Path,
+    *,
+    force: bool,
+    quiet: bool,
+    as_json: bool,
+) -> None:
+    """One checkpoint after the other; interrupted, what is finished is whole."""
+    from landscape.cli.targets import check_out, expand, result_paths
+    from landscape.interrupts import Interrupted, interruptible
+    from landscape.memory import keep_heap
+
+    check_out(out)
+    paths = expand(checkpoints)
+    places = result_paths(paths, out, command.name)
+    keep_heap()
+    shown: list[Shown[R]] = []
+    failures: list[LandscapeError] = []
+    try:
+        with interruptible():
+            for path, place in zip(paths, places, strict=True):
+                try:
+                    job = load_job(source, command.name, path, place, settings, quiet)
+                    shown.append(_one(command, job, force, quiet))
+                except LandscapeError as error:
+                    failures.append(error)
+                    if len(paths) > 1:
+                        print_error(type(error)(f"{path}: {error.message}", error.hint))
+                    continue
+                if as_json:
+                    command.json(shown[-1])
+    except Interrupted as interrupted:
+        print_note(f"{interrupted}; finished results are whole, repeat the command to go on")
+        flush()
+        raise typer.Exit(interrupted.exit_code) from None
+    if shown and not as_json:
+        command.one(shown[0]) if len(paths) == 1 else command.many(shown)
+    flush()
+    if failures and len(paths) == 1:
+        raise failures[0]
+    if failures:
+        raise BatchError(
+            f"{len(failures)} of {len(paths)} checkpoints failed; the results of the others are written",
+            "mend what is named above, then repeat the command: it does only what is missing",
+        )
+
+
+def _one(command: Command[R], job: Job, force: bool, quiet: bool) -> Shown[R]:
+    from landscape.atomic import locked
+    from landscape.cli.progress import stage_progress
+    from landscape.store import read_result, restore, write_result
+
+    with locked(job.place):
+        if not force and job.is_done() and command.there(job):
+            stored = read_result(job.place, command.name)
+            print_note(f"{job.path}: done already, {job.place} is kept", quiet)
+            return Shown(restore(stored, command.kind), stored.provenance, job.place)
+        try:
+            with stage_progress(job.path.name, quiet) as report:
+                result = command.compute(job, report)
+        except FloatingPointError as error:
+            raise NumericalError(str(error), "`landscape doctor` looks for the layer") from error
+        provenance = job.provenance(result.spent)  # type: ignore[attr-defined]
+        command.beside(job, result)
+        write_result(job.place, result, provenance, force=force)
+    shown = Shown(result, provenance, job.place)
+    command.warn(shown)
+    return shown

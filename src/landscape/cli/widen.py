@@ -1,0 +1,207 @@
+"""`landscape widen`: split a layer's neurons, compare theory with the wide Hessian, follow what opens."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from landscape.cli import options as common
+from landscape.errors import UsageError
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from landscape.analyses.widen import WidenSettings
+    from landscape.cli.jobs import Job
+    from landscape.descending import Progress
+    from landscape.result_escapes import Widened
+
+HOW = ("split", "fresh", "duplicate")
+
+
+def widen(
+    checkpoints: common.Checkpoints,
+    layer: Annotated[str, typer.Option("--layer", help="Linear or convolution layer whose neurons are split.")],
+    following: Annotated[
+        str | None, typer.Option("--next", help="The layer that reads it, where the model's graph does not say.")
+    ] = None,
+    splits: Annotated[
+        list[int] | None, typer.Option("--split", help="Neuron to split, from 0; repeatable. Default: every one.")
+    ] = None,
+    mu: Annotated[
+        list[str] | None,
+        typer.Option("--mu", help="Share of the first copy, or of all: .3,.3,.4; repeatable. Default: -.7 .3 .5 1.8."),
+    ] = None,
+    follow: Annotated[bool, typer.Option("--follow", help="Follow the ways out that open, and say where they end.")] = (
+        False
+    ),
+    controls: Annotated[int, typer.Option("--controls", help="Random kicks of the same length to compare with.")] = 0,
+    to: Annotated[
+        int | None, typer.Option("--to", help="Width of the checkpoint that --write makes.", show_default=False)
+    ] = None,
+    how: Annotated[
+        str,
+        typer.Option("--how", help="--to by split (in equal shares, in turn), fresh (zero output) or duplicate (all)."),
+    ] = "split",
+    write: Annotated[bool, typer.Option("--write", help="Write the widened checkpoint NAME.widen.pt.")] = False,
+    smooth: Annotated[
+        float | None, typer.Option("--smooth", metavar="BETA", help="softplus(BETA) in place of ReLU.")
+    ] = None,
+    problem: common.ProblemOption = None,
+    sets: common.SetOption = None,
+    steps: Annotated[int, typer.Option("--steps", help="Iterations of each descent, at most.")] = 1000,
+    tau: Annotated[
+        float, typer.Option("--tau", help="Floor, relative to max |eigenvalue|, below which a value counts as zero.")
+    ] = 1e-8,
+    data: common.DataOption = None,
+    loss: common.LossOption = None,
+    allow_global: common.AllowGlobal = None,
+    device: common.Device = "auto",
+    memory: common.Memory = None,
+    samples: common.Samples = None,
+    seed: common.Seed = 0,
+    out: common.Out = common.DEFAULT_OUT,
+    as_json: common.Json = False,
+    force: common.Force = False,
+    quiet: common.Quiet = False,
+) -> None:
+    """Function-preserving widening: which splits of a neuron open a way out of this point, and where it leads.
+
+    For every neuron and share: the negative and zero eigenvalues that second order foretells for the wide network,
+    those it has, and the lowest one. In float64.
+    """
+    from landscape.analyses.widen import SHARES, WidenSettings, run_widen
+    from landscape.cli.jobs import Source
+    from landscape.cli.loop import Command, run_command
+    from landscape.cli.widen_view import print_json, print_many, print_one, warn
+    from landscape.memory import parse_bytes
+    from landscape.result_escapes import Widened
+    from landscape.widening import shares_of
+
+    if how not in HOW:
+        raise UsageError(f"--how {how!r} is unknown", f"choose one of {', '.join(HOW)}")
+    shares = tuple(shares_of(text) for text in mu) if mu else SHARES
+    settings = WidenSettings(
+        layer=layer,
+        following=following,
+        neurons=tuple(splits or ()),
+        shares=shares,
+        follow=follow,
+        controls=controls,
+        smooth=smooth,
+        tau=tau,
+        steps=steps,
+        samples=samples,
+        seed=seed,
+        device=device,
+        memory=None if memory is None else parse_bytes(memory),
+    )
+    if write and to is None and not (splits and mu and len(splits) == len(shares)):
+        raise UsageError(
+            "--write needs to know what to write",
+            "give the width, --to 8, or the splits to make: --split 0 --mu 0.5, as many of each",
+        )
+    if to is not None and not write:
+        raise UsageError("--to is the width of the checkpoint that --write makes", "add --write")
+
+    def compute(job: Job, report: Progress) -> Widened:
+        _refuse_half(job)
+        return run_widen(job.problem, settings, report)
+
+    def beside(job: Job, result: Widened) -> None:
+        if write:
+            _write(job, settings, to, how)
+
+    def there(job: Job) -> bool:
+        return not write or _target(job).exists()
+
+    command = Command("widen", Widened, compute, print_json, print_one, print_many, beside, there, warn)
+    source = Source(problem, common.parse_sets(sets), data, loss, tuple(allow_global or ()))
+    told: dict[str, Any] = {**settings.as_dict(), "write": [to, how] if write else None}
+    run_command(command, checkpoints, source, told, out, force=force, quiet=quiet, as_json=as_json)
+
+
+def _refuse_half(job: Job) -> None:
+    """Weights of 8 to 11 bits are no critical point of anything. Raises CheckpointError."""
+    import torch
+
+    from landscape.errors import CheckpointError
+
+    kinds = {t.dtype for t in job.loaded.checkpoint.state.values()} & {torch.float16, torch.bfloat16}
+    if kinds:
+        raise CheckpointError(
+            f"{job.path} holds {str(next(iter(kinds))).removeprefix('torch.')} weights, rounded so coarsely that no "
+            "split point of them is critical",
+            "go to a critical point in float64 first: landscape descend",
+        )
+
+
+def _target(job: Job) -> Path:
+    return job.place.with_suffix(".pt")
+
+
+def _write(job: Job, settings: WidenSettings, to: int | None, how: str) -> None:
+    """The widened network as a checkpoint in float64; our own header says its widths."""
+    import copy
+
+    from landscape.analyses.widen import narrow_problem
+    from landscape.checkpoint import write_checkpoint
+    from landscape.widening import Split, find_hidden, require_smooth, widened, width_of
+
+    model = copy.deepcopy(narrow_problem(job.problem, settings.smooth).model).double()
+    hidden = find_hidden(model, settings.layer, settings.following)
+    if to is None:
+        require_smooth(model, hidden)
+        splits = [Split(j, s) for j, s in zip(settings.neurons, settings.shares, strict=True)]
+        made = widened(model, hidden, splits)
+        what: dict[str, Any] = {"splits": [[s.neuron, list(s.shares)] for s in splits]}
+    else:
+        made = widened_to(model, settings.layer, settings.following, to, how, settings.seed)
+        what = {"to": to, "how": how}
+    found = job.loaded.checkpoint
+    header = _header(dict(found.header), settings.layer, width_of(made, settings.layer), dict(found.coordinates))
+    descent = {"from": found.sha256, "command": "widen", "layer": settings.layer, **what}
+    write_checkpoint(_target(job), made, header | {"descent": descent})
+
+
+def widened_to(model: nn.Module, layer: str, following: str | None, to: int, how: str, seed: int) -> nn.Module:
+    """The model with `to` neurons in a layer, its function unchanged.
+
+    Raises:
+        UsageError: a smaller width, or one that --how cannot make.
+    """
+    import torch
+
+    from landscape.widening import Split, find_hidden, widened, width_of, with_fresh
+
+    hidden = find_hidden(model, layer, following)
+    width = width_of(model, layer)
+    if to <= width:
+        raise UsageError(f"--to {to}: {layer!r} has {width} neurons already", "widening needs a larger width")
+    if how == "fresh":
+        return with_fresh(model, hidden, to - width, torch.Generator().manual_seed(seed))
+    copies = [1 + (to - width) // width + (j < (to - width) % width) for j in range(width)]
+    if how == "duplicate" and to % width:
+        raise UsageError(
+            f"--how duplicate multiplies the {width} neurons, and {to} is no multiple", f"try --to {2 * width}"
+        )
+    splits = [Split(j, (1 / k,) * k) for j, k in enumerate(copies) if k > 1]
+    return widened(model, hidden, splits)
+
+
+def _header(header: dict[str, Any], layer: str, width: int, coordinates: dict[str, Any]) -> dict[str, Any]:
+    """Our own header with the new width; a bare one where the family cannot say it."""
+    settings = dict(header.get("model_settings", {}))
+    bare = {"coordinates": {**coordinates, "width": width}}
+    if header.get("model") != "mlp" or not layer.isdigit():
+        return bare
+    depth, place = int(settings.get("depth", 1)), int(layer) // 2
+    widths = list(settings.get("widths") or [settings["width"]] * depth)
+    if place >= depth:
+        return bare
+    widths[place] = width
+    settings |= {"width": max(widths)} if len(set(widths)) == 1 else {"widths": widths}
+    kept = {k: v for k, v in header.items() if k not in ("certificate", "descent", "training")}
+    return {**kept, "model_settings": settings, **bare}

@@ -1,0 +1,135 @@
+"""Ways out: the loss along a direction, the best step on either side, and where descents from there end."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from landscape.certificate import Certificate
+from landscape.certifying import certify_stack
+from landscape.descending import Progress, Trajectory, Way, descend_stack
+from landscape.descending_large import certify_large, descend_large, move
+from landscape.ensemble import Stack
+from landscape.objective import Objective
+
+# Dense Newton steps up to so many parameters.
+DENSE_STEPS = 1000
+# Lengths that a step is sought among, relative to max(1, ‖θ‖); then refined around the best.
+SHORTEST, LONGEST, LENGTHS, REFINED = 1e-6, 3.0, 40, 30
+GOLDEN = 0.6180339887498949
+
+
+@dataclass(frozen=True)
+class Sides:
+    """The best step on either side of a point along a direction; side 0 is +, side 1 is −.
+
+    Attributes:
+        step: [A, 2], signed lengths. value: L there [A, 2].
+    """
+
+    step: Tensor
+    value: Tensor
+
+
+@dataclass(frozen=True)
+class Followed:
+    """Descents from starts, one a row: certificates and trajectories in order; θ [A, P] and L [A] reached."""
+
+    theta: Tensor
+    value: Tensor
+    certificates: list[Certificate]
+    trajectories: list[Trajectory]
+
+
+def profile(stack: Stack, theta: Tensor, direction: Tensor, offsets: Tensor) -> Tensor:
+    """L(θ + t d) [A, T] for rows θ [A, P], unit directions d [A, P] and offsets t [A, T]."""
+    members, places = offsets.shape
+    points = theta.unsqueeze(1) + offsets.unsqueeze(2) * direction.unsqueeze(1)
+    rows = torch.arange(members, device=theta.device).repeat_interleave(places)
+    return stack.of(rows).values(points.flatten(0, 1)).reshape(members, places)
+
+
+def best_steps(stack: Stack, theta: Tensor, direction: Tensor) -> Sides:
+    """The lowest point along ±d [A, P] among geometric lengths, refined by golden section."""
+    size = theta.norm(dim=1).clamp(min=1)
+    lengths = torch.logspace(0, 1, LENGTHS, dtype=theta.dtype, device=theta.device)
+    exponents = (lengths - 1) / 9  # 0 … 1
+    grid = SHORTEST * (LONGEST / SHORTEST) ** exponents
+    steps, values = [], []
+    for sign in (1.0, -1.0):
+        offsets = sign * size.unsqueeze(1) * grid
+        found = profile(stack, theta, direction, offsets)
+        found = torch.where(torch.isfinite(found), found, torch.inf)
+        best = found.argmin(1)
+        low, high = (best - 1).clamp(min=0), (best + 1).clamp(max=LENGTHS - 1)
+        bracket = (offsets.gather(1, low.unsqueeze(1)), offsets.gather(1, high.unsqueeze(1)))
+        step, value = _golden(stack, theta, direction, *bracket)
+        coarse = found.gather(1, best.unsqueeze(1)).squeeze(1)
+        better = value < coarse
+        steps.append(torch.where(better, step, offsets.gather(1, best.unsqueeze(1)).squeeze(1)))
+        values.append(torch.where(better, value, coarse))
+    return Sides(torch.stack(steps, 1), torch.stack(values, 1))
+
+
+def _golden(stack: Stack, theta: Tensor, direction: Tensor, a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
+    """Golden-section search (Kiefer 1953) between a and b [A, 1]: the step [A] and L there."""
+    for _ in range(REFINED):
+        inner = torch.cat([b - GOLDEN * (b - a), a + GOLDEN * (b - a)], dim=1)
+        values = profile(stack, theta, direction, inner)
+        left = (values[:, 0] < values[:, 1]).unsqueeze(1)
+        a, b = torch.where(left, a, inner[:, :1]), torch.where(left, inner[:, 1:], b)
+    middle = (a + b) / 2
+    return middle.squeeze(1), profile(stack, theta, direction, middle).squeeze(1)
+
+
+def kicks(theta: Tensor, length: Tensor, count: int, generator: torch.Generator, away: Tensor | None = None) -> Tensor:
+    """Random points [A, count, P] at distances `length` [A] from θ [A, P], orthogonal to unit vectors `away` [A, P]."""
+    drawn = torch.randn(len(theta), count, theta.shape[1], generator=generator, dtype=torch.float64).to(theta)
+    if away is not None:
+        along = (drawn * away.unsqueeze(1)).sum(2, keepdim=True)
+        drawn = drawn - along * away.unsqueeze(1)
+    drawn = drawn / drawn.norm(dim=2, keepdim=True)
+    moved: Tensor = theta.unsqueeze(1) + length.abs()[:, None, None] * drawn
+    return moved
+
+
+def follow(
+    stack: Stack, starts: Tensor, rows: Tensor, way: Way, tau: float, progress: Progress | None = None
+) -> Followed:
+    """Descend from every start [A, P] of the members `rows` [A], and certify where that ends."""
+    part = stack.of(rows)
+    ended, paths = descend_stack(part, starts, way, progress)
+    certificates = certify_stack(part, ended.theta, tau=tau, growth=[p.growth for p in paths])
+    return Followed(ended.theta, ended.value, certificates, paths)
+
+
+def follow_large(
+    stack: Stack,
+    objective: Objective,
+    starts: Tensor,
+    way: Way,
+    tau: float,
+    progress: Progress | None = None,
+    **limits: Any,
+) -> Followed:
+    """As `follow` for one network without dense Hessians: one start after the other, by L-BFGS and Newton–Krylov.
+
+    Args:
+        objective: of the network; its model is moved. limits: seed, memory and max_products of `certify_large`.
+    """
+    certificates, paths, ends = [], [], []
+    for start in starts:
+        move(objective, start)
+        path = descend_large(objective, way, "lbfgs", limits["memory"], progress)[1]
+        path.follow(descend_large(objective, way, "newton-krylov", limits["memory"], progress)[1])
+        certificate = certify_large(
+            objective, loss_name=stack.loss_name, tau=tau, growth=path.growth, progress=progress, **limits
+        )
+        certificates.append(certificate)
+        paths.append(path)
+        ends.append(objective.point())
+    values = torch.tensor([c.loss for c in certificates], dtype=starts.dtype, device=starts.device)
+    return Followed(torch.stack(ends), values, certificates, paths)

@@ -1,0 +1,362 @@
+"""Widening: functions preserved, inertia of splits exact, the published fixture end to end, ways out that lead down."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+from landscape.analyses.escape import escape
+from landscape.analyses.widen import widen
+from landscape.certifying import certify_stack
+from landscape.errors import ProblemError, UsageError
+from landscape.models.parts import SigmoidSoftplus
+from landscape.objective import build_objective
+from landscape.problem import Problem
+from landscape.splitting import foretell, inner_hessians
+from landscape.stacking import build_stack
+from landscape.widening import Split, find_hidden, shares_of, smoothed, widened, with_fresh
+from test_certificate import fixture_problem
+
+# μ and λ_min after the split of the fixture's second neuron (Flat Channels to Infinity, 2025, recomputed twice).
+GOLDEN = {-1.0: -0.2120019, -0.2: -0.0551029, 1.2: -0.0551029, 2.0: -0.2120019, 3.0: -0.3186406}
+
+
+def split_fixture(mu: float = -1.0) -> Problem:
+    """The published minimum with its second neuron split."""
+    problem = fixture_problem()
+    hidden = find_hidden(problem.model, "0")
+    return Problem(widened(problem.model, hidden, [Split(1, (mu, 1 - mu))]), problem.data, "mse")
+
+
+def test_the_published_fixture() -> None:
+    shares = (*((mu, 1 - mu) for mu in GOLDEN), (0.3, 0.7), (0.5, 0.5))
+    found = widen(fixture_problem(), "0", neurons=(1,), shares=shares)
+    assert found.inner_eigenvalue[0] == pytest.approx([0.0350280, 0.2916633], abs=1e-7)
+    assert found.lambda_min[:5] == pytest.approx(list(GOLDEN.values()), abs=1e-7)
+    assert found.measured_negative.tolist() == found.predicted_negative.tolist() == [2] * 5 + [0] * 2
+    assert found.measured_zero.tolist() == found.predicted_zero.tolist() == [1] * 7
+    assert (found.lambda_min <= found.lambda_bound + 1e-12).all()
+    assert found.critical
+    assert found.preserved.max() < 1e-14
+
+
+def test_the_fixtures_way_out_ends_below_the_published_loss_and_one_side_is_a_channel() -> None:
+    found = escape(split_fixture(), controls=2)
+    assert found.verdict == "escaped"
+    assert found.side_loss.max() < 0.56
+    assert "channel" in found.side_verdict.tolist()
+    assert found.line_even[len(found.line_even) // 2] == 0
+    assert np.allclose(found.line_even + found.line_odd + found.loss, found.line_loss)
+    assert found.direction_residual < 1e-10
+    assert (found.side_gain > 0).all()
+    assert found.control_loss is not None
+    assert len(found.control_loss) == 2
+
+
+# ---- critical points by construction: targets are chosen so that the gradient vanishes -------------------------------
+
+ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
+    "tanh": nn.Tanh,
+    "softplus": nn.Softplus,
+    "gelu": nn.GELU,
+    "sigmoid_softplus": SigmoidSoftplus,
+}
+
+
+def critical_problem(model: nn.Module, x: Tensor, generator: torch.Generator, size: float = 1.0) -> Problem:
+    """Targets z − r with residuals r orthogonal to every ∂z/∂θ: ∇L = 2 Jᵀr / N = 0 exactly, and L = ‖r‖²/N > 0."""
+    stack, theta = build_stack([Problem(model, (x, torch.zeros(len(x), 1)), lambda m, b: (m(b[0]).sum(), len(b[0])))])
+    outputs, jacobian = (t[0] for t in stack.jacobians(theta, (x, None)))
+    residual = torch.randn(outputs.numel(), generator=generator, dtype=torch.float64) * size
+    j = jacobian.flatten(0, 1)
+    basis = torch.linalg.svd(j, full_matrices=False)
+    kept = basis.U[:, 1e-12 * basis.S[0] < basis.S]
+    for _ in range(3):
+        residual = residual - kept @ (kept.T @ residual)
+    return Problem(model, (x, outputs - residual.reshape(outputs.shape)), "mse")
+
+
+def random_split(seed: int) -> tuple[Problem, str, Split]:
+    draw = np.random.default_rng(seed)
+    generator = torch.Generator().manual_seed(seed)
+    torch.manual_seed(seed)
+    inputs, width, outputs = (int(draw.integers(1, 4)) for _ in range(3))
+    bias, deep = bool(draw.integers(2)), bool(draw.integers(2))
+    act = list(ACTIVATIONS.values())[int(draw.integers(len(ACTIVATIONS)))]
+    layers: list[nn.Module] = [nn.Linear(inputs, width, bias=bias), act()]
+    if deep:
+        layers += [nn.Linear(width, 2, bias=bias), act(), nn.Linear(2, outputs, bias=bias)]
+    else:
+        layers.append(nn.Linear(width, outputs, bias=bias))
+    model = nn.Sequential(*layers).double()
+    with torch.no_grad():
+        for p in model.parameters():
+            p.mul_(1.5)
+    x = torch.randn(60, inputs, generator=generator, dtype=torch.float64)
+    problem = critical_problem(model, x, generator, size=3.0)
+    copies = int(draw.integers(2, 4))
+    shares = draw.normal(size=copies) * 1.5
+    shares[-1] = 1 - shares[:-1].sum()
+    neuron = int(draw.integers(width))
+    return problem, "0", Split(neuron, tuple(float(s) for s in shares))
+
+
+@pytest.mark.slow
+def test_index_and_nullity_of_a_thousand_random_splits() -> None:
+    """Exact, but where an eigenvalue comes so near to zero that no count is meant (skipped, and few)."""
+    checked = skipped = 0
+    for seed in range(2000):
+        if checked == 1000:
+            break
+        problem, layer, split = random_split(seed)
+        if min(abs(s) for s in split.shares) < 0.05:
+            continue
+        hidden = find_hidden(problem.model, layer)
+        objective = build_objective(problem, dtype=torch.float64)
+        theory = foretell(inner_hessians(objective, hidden)[split.neuron], split.shares)
+        spectra = []
+        for model in (problem.model, widened(problem.model, hidden, [split])):
+            stack, theta = build_stack([Problem(model, problem.data, "mse")])
+            assert float(stack.values_and_gradients(theta)[1].abs().max()) < 1e-10
+            spectra.append(torch.linalg.eigvalsh(stack.hessians(theta)[0]))
+        narrow, wide = spectra
+        floor = 1e-9 * float(wide.abs().max())
+        if any(bool(((v.abs() > 0.03 * floor) & (v.abs() < 30 * floor)).any()) for v in spectra):
+            skipped += 1
+            continue
+        for name, sign in (("negative", -1), ("zero", 0)):
+            count = [int((v.abs() <= floor).sum()) if sign == 0 else int((v < -floor).sum()) for v in (narrow, wide)]
+            assert count[1] - count[0] == getattr(theory, name), (seed, name, split)
+        assert float(wide[0]) <= theory.lowest + 1e-10
+        checked += 1
+    assert checked == 1000
+    assert skipped < 250
+
+
+@given(st.floats(-3, 3), st.integers(0, 10**6))
+@settings(max_examples=40, deadline=None)
+def test_any_share_preserves_the_function(mu: float, seed: int) -> None:
+    assume(min(abs(mu), abs(1 - mu)) > 1e-6)
+    torch.manual_seed(seed)
+    model = nn.Sequential(nn.Linear(3, 4), nn.GELU(), nn.Linear(4, 2)).double()
+    x = torch.randn(7, 3, dtype=torch.float64)
+    wide = widened(model, find_hidden(model, "0"), [Split(seed % 4, (mu, 1 - mu))])
+    assert torch.allclose(wide(x), model(x), atol=1e-13 * (1 + abs(mu)) * 10, rtol=0)
+    assert wide[0].weight.shape == (5, 3)  # type: ignore[union-attr,index]
+
+
+def test_eigenvalues_of_b_are_found_in_the_wide_spectrum_at_one_half() -> None:
+    problem = fixture_problem()
+    objective = build_objective(problem, dtype=torch.float64)
+    hidden = find_hidden(problem.model, "0")
+    for j, inner in enumerate(inner_hessians(objective, hidden)):
+        model = widened(problem.model, hidden, [Split(j, (0.5, 0.5))])
+        stack, theta = build_stack([Problem(model, problem.data, "mse")])
+        wide = torch.linalg.eigvalsh(stack.hessians(theta)[0])
+        for value in inner.eigenvalues / 2:
+            assert float((wide - value).abs().min()) < 1e-12
+
+
+def test_a_fresh_neuron_with_an_odd_activation_opens_exactly_one_direction() -> None:
+    """a = w = 0: one negative eigenvalue −σ′(0) ‖⟨ℓ′ x⟩‖."""
+    torch.manual_seed(0)
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(80, 3, dtype=torch.float64)
+    model = nn.Sequential(nn.Linear(3, 1, bias=False), nn.Tanh(), nn.Linear(1, 1, bias=False)).double()
+    y = torch.tanh(x @ torch.randn(3, 1, dtype=torch.float64)) + 0.5 * x[:, :1]
+    from landscape.analyses.descend import descend
+
+    start = descend(Problem(model, (x, y), "mse"))
+    torch.nn.utils.vector_to_parameters(torch.as_tensor(start.point), model.parameters())
+    wide = with_fresh(model, find_hidden(model, "0"), 1, generator, zero=True)
+    stack, theta = build_stack([Problem(wide, (x, y), "mse")])
+    slope = 2 * (model(x) - y).detach()
+    wanted = -float((slope * x).mean(0).norm())
+    values = torch.linalg.eigvalsh(stack.hessians(theta)[0])
+    assert int((values < -1e-10).sum()) == 1
+    assert float(values[0]) == pytest.approx(wanted, rel=1e-10)
+
+
+def test_a_fresh_neuron_without_output_has_the_slope_of_its_activation() -> None:
+    problem = fixture_problem()
+    generator = torch.Generator().manual_seed(1)
+    wide = with_fresh(problem.model, find_hidden(problem.model, "0"), 1, generator)
+    x, y = problem.data  # type: ignore[misc]
+    assert torch.equal(wide(x), problem.model(x)) or torch.allclose(wide(x), problem.model(x), atol=1e-14)
+    stack, theta = build_stack([Problem(wide, problem.data, "mse")])
+    gradient = stack.values_and_gradients(theta)[1][0]
+    weight = wide[0].weight[2].detach()  # type: ignore[union-attr,index]
+    wanted = (2 * (problem.model(x) - y) * SigmoidSoftplus()(x @ weight).unsqueeze(1)).mean()
+    assert float(gradient[-1]) == pytest.approx(float(wanted.detach()), rel=1e-10)
+
+
+# ---- other layers --------------------------------------------------------------------------------------------------
+
+
+def convolutional() -> nn.Module:
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.Conv2d(1, 3, 3, padding=1),
+        nn.BatchNorm2d(3),
+        nn.Softplus(),
+        nn.AvgPool2d(2),
+        nn.Conv2d(3, 2, 2),
+        nn.Tanh(),
+        nn.Flatten(),
+        nn.Linear(2, 2),
+    ).double()
+    with torch.no_grad():
+        model[1].running_mean.normal_()  # type: ignore[union-attr,operator,index]
+        model[1].running_var.uniform_(0.5, 2)  # type: ignore[union-attr,operator,index]
+    return model.eval()
+
+
+@pytest.mark.parametrize("layer", ["0", "4"])
+def test_channels_of_convolutions_are_split_as_neurons_are(layer: str) -> None:
+    model = convolutional()
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(90, 1, 4, 4, generator=generator, dtype=torch.float64)
+    problem = critical_problem(model, x, generator)
+    found = widen(problem, layer, shares=((0.5, 0.5), (1.6, -0.6), (0.3, 0.3, 0.4)), tau=1e-9)
+    assert found.critical
+    assert found.preserved.max() < 1e-12
+    assert found.measured_negative.tolist() == found.predicted_negative.tolist()
+    assert found.measured_zero.tolist() == found.predicted_zero.tolist()
+
+
+def test_permuting_neurons_and_cutting_the_data_change_nothing() -> None:
+    problem = fixture_problem()
+    found = widen(problem, "0", shares=((2.0, -1.0),))
+    swapped = fixture_problem()
+    with torch.no_grad():
+        for index, axis in ((0, 0), (2, 1)):
+            weight = swapped.model[index].weight  # type: ignore[index,union-attr]
+            weight.copy_(weight.flip(axis))
+    x, y = problem.data  # type: ignore[misc]
+    pieces = Problem(problem.model, list(zip(x.split(997), y.split(997), strict=True)), "mse")
+    for other, order in ((swapped, [1, 0]), (pieces, [0, 1])):
+        again = widen(other, "0", shares=((2.0, -1.0),))
+        assert again.lambda_min[order] == pytest.approx(found.lambda_min, rel=1e-9)
+        assert again.measured_negative[order].tolist() == found.measured_negative.tolist()
+
+
+def test_an_escape_lowers_the_loss_wherever_there_is_a_negative_eigenvalue() -> None:
+    for seed in range(12):
+        problem, layer, split = random_split(seed)
+        hidden = find_hidden(problem.model, layer)
+        wide = Problem(widened(problem.model, hidden, [split]), problem.data, "mse")
+        certificate = certify_stack(*build_stack([wide]))[0]
+        found = escape(wide, steps=30)
+        assert found.point_verdict == certificate.verdict
+        if certificate.verdict == "saddle":
+            assert found.loss_after < found.loss
+            assert found.verdict == "escaped"
+
+
+def test_weight_decay_has_no_theory_but_a_slope() -> None:
+    problem = fixture_problem()
+    decayed = Problem(problem.model, problem.data, "mse", weight_decay=0.1)
+    found = widen(decayed, "0", neurons=(1,), shares=((0.5, 0.5),))
+    assert found.predicted_negative.tolist() == [-1]
+    assert "weight decay" in found.reason
+    assert found.wide_gradient_inf[0] > 1e-3
+
+
+def relu_problem() -> Problem:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(2, 3), nn.ReLU(), nn.Linear(3, 1)).double()
+    x = torch.randn(20, 2, dtype=torch.float64)
+    return Problem(model, (x, x.prod(1, keepdim=True)), "mse")
+
+
+def test_relu_is_refused_and_softplus_takes_its_place() -> None:
+    with pytest.raises(ProblemError, match="second derivative is zero") as caught:
+        widen(relu_problem(), "0")
+    assert "--smooth" in (caught.value.hint or "")
+    found = widen(relu_problem(), "0", smooth=20.0, shares=((0.5, 0.5),))
+    assert not found.critical
+    assert found.preserved.max() < 1e-13
+    x = torch.linspace(-1, 1, 9).double().reshape(-1, 1)
+    close = smoothed(nn.Sequential(nn.ReLU()), 1000.0)(x) - torch.relu(x)
+    assert float(close.abs().max()) < 1e-3
+
+
+class Residual(nn.Module):
+    """x + f(x): something besides the next layer reads the first one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second, self.last = nn.Linear(2, 3), nn.Linear(3, 3), nn.Linear(3, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = torch.tanh(self.first(x))
+        z: Tensor = self.last(h + self.second(h))
+        return z
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ({"layer": "nowhere"}, "no layer 'nowhere'"),
+        ({"layer": "1"}, "is a SigmoidSoftplus"),
+        ({"layer": "2"}, "cannot be seen"),
+        ({"layer": ""}, "no layer is named"),
+        ({"layer": "0", "neurons": (7,)}, "has 2 neurons"),
+        ({"layer": "0", "shares": ((0.5, 0.6),)}, "not to 1"),
+        ({"layer": "0", "shares": ((0.0, 1.0),)}, "share of 0"),
+        ({"layer": "0", "shares": ((1.0,),)}, "not to 1"),
+        ({"layer": "0", "tau": 2.0}, "--tau"),
+    ],
+)
+def test_mistakes_are_explained(arguments: dict[str, object], words: str) -> None:
+    with pytest.raises(UsageError, match=words):
+        widen(fixture_problem(), **arguments)  # type: ignore[arg-type]
+
+
+def test_residual_connections_are_found_out() -> None:
+    x = torch.randn(10, 2, dtype=torch.float64)
+    problem = Problem(Residual().double(), (x, x[:, :1]), "mse")
+    with pytest.raises(UsageError, match="cannot be seen"):
+        widen(problem, "first")
+    with pytest.raises((ProblemError, UsageError)):
+        widen(problem, "first", following="second")
+
+
+@pytest.mark.parametrize(("text", "shares"), [("0.3", (0.3, 0.7)), (".3,.3,.4", (0.3, 0.3, 0.4)), ("-1", (-1, 2))])
+def test_shares_as_they_are_typed(text: str, shares: tuple[float, ...]) -> None:
+    assert shares_of(text) == pytest.approx(shares)
+
+
+def test_shares_that_are_no_numbers() -> None:
+    with pytest.raises(UsageError, match="--mu"):
+        shares_of("half")
+
+
+def test_an_ordinary_checkpoint_is_not_stationary_and_analysed_all_the_same() -> None:
+    problem = relu_problem()
+    found = escape(problem, steps=20)
+    assert found.verdict == "not stationary"
+    assert 0 <= found.gradient_overlap <= 1
+    assert math.isfinite(found.gradient_gain)
+    assert found.loss_after < found.loss
+    only = escape(problem, certify_only=True)
+    assert not only.followed
+    assert np.array_equal(only.point, only.start)
+    there = escape(problem, descend=True, steps=50)
+    assert there.gradient_inf < found.gradient_inf
+
+
+def test_large_networks_escape_without_dense_hessians(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("landscape.analyses.escape.DENSE", 5)
+    monkeypatch.setattr("landscape.analyses.escape.DENSE_STEPS", 5)
+    found = escape(split_fixture(2.0), steps=60, max_products=60)
+    assert found.direction_value == pytest.approx(GOLDEN[2.0], rel=1e-3)
+    assert found.loss_after < found.loss
+    assert found.verdict == "escaped"
