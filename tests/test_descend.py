@@ -108,7 +108,67 @@ def test_problems_of_different_shapes_come_back_in_order() -> None:
     found = run_descents(problems, DescendSettings(steps=5), done=lambda i, _: done.append(i))
     shapes = [len(f.point) if isinstance(f, Descended) else type(f) for f in found]
     assert shapes == [9, 6, ProblemError, 9, 6]
-    assert sorted(done) == [0, 1, 3, 4]
+    assert sorted(done) == [0, 1, 2, 3, 4]
+
+
+@pytest.mark.parametrize("order", [(0, 1), (1, 0)])
+def test_a_checkpoint_of_nan_fails_alone(order: tuple[int, int]) -> None:
+    bad = student(1)
+    with torch.no_grad():
+        next(bad.model.parameters())[0] = torch.nan
+    pair = [student(0), bad]
+    found = run_descents([pair[i] for i in order], DescendSettings(steps=3))
+    kinds = [isinstance(f, Descended) for f in found]
+    assert kinds == [i == 0 for i in order]
+
+
+def test_plain_attributes_tell_networks_apart() -> None:
+    class Scaled(nn.Module):
+        def __init__(self, alpha: float) -> None:
+            super().__init__()
+            self.layer, self.alpha = nn.Linear(2, 1).double(), alpha
+
+        def forward(self, x: Tensor) -> Tensor:
+            z: Tensor = self.alpha * self.layer(x)
+            return z
+
+    torch.manual_seed(0)
+    x, y = load_data("teacher", TEACHER).train
+    models = [Scaled(1.0), Scaled(10.0)]
+    found = run_descents([Problem(m, (x, y), "mse") for m in models], DescendSettings(steps=0))
+    for model, one in zip(models, found, strict=True):
+        assert isinstance(one, Descended)
+        assert one.loss == pytest.approx(float((model(x) - y).square().mean().detach()), rel=1e-12)
+
+
+def test_every_member_has_its_own_budget_of_iterations() -> None:
+    found = run_descents([student(seed) for seed in range(6)], DescendSettings(steps=25))
+    assert {f.steps <= 25 for f in found if isinstance(f, Descended)} == {True}
+
+
+@pytest.mark.parametrize("method", ["auto", "lbfgs", "newton-krylov"])
+def test_no_steps_certify_the_point_as_it_is(method: str) -> None:
+    problem = student(0)
+    found = descend(problem, steps=0, method=method)
+    assert (found.steps, found.stopped) == (0, "steps")
+    assert found.loss == pytest.approx(found.loss_before, rel=1e-12)
+    assert found.path_loss.tolist() == pytest.approx([found.loss], rel=1e-12)
+    theta = torch.cat([p.detach().flatten() for p in problem.model.parameters()])
+    assert np.array_equal(found.point, theta.numpy())
+
+
+def test_sequences_descend_without_gauss_newton() -> None:
+    torch.manual_seed(0)
+    x, y = torch.randn(6, 4, 3).double(), torch.randint(2, (6, 4))
+    found = descend(Problem(nn.Linear(3, 2).double(), (x, y), "cross_entropy"), steps=40)
+    assert found.loss < found.loss_before
+    labels = torch.randint(2, (6,), dtype=torch.int32)
+    again = descend(Problem(nn.Linear(3, 2).double(), (x[:, 0], labels), "cross_entropy"), steps=40)
+    assert again.loss < again.loss_before
+
+
+def test_in_single_precision_no_loss_is_called_zero() -> None:
+    assert descend(student(1), precision="float32", steps=40).loss_floor == 0
 
 
 def test_a_short_descent_says_that_it_is_not_there() -> None:
@@ -176,7 +236,8 @@ def test_trajectories_keep_the_ends_and_not_too_much() -> None:
     assert len(path.kept) < 40
     assert path.kept == sorted(set(path.kept))
     assert [float(p[0]) for p in path.points] == path.kept
-    assert path.growth == pytest.approx((2 + 2999 / 3000) / 2.5 - 1, rel=1e-3)
+    assert path.second_half.norm_growth == pytest.approx((2 + 2999 / 3000) / 2.5 - 1, rel=1e-3)
+    assert path.second_half.loss_drop == pytest.approx(0.5, rel=1e-3)
 
 
 # ---- the command --------------------------------------------------------------------------------------------------
@@ -261,6 +322,37 @@ def test_a_foreign_checkpoint_keeps_its_names(tmp_path: Path) -> None:
     refused = run("landscape-results/net.descend.pt", cwd=tmp_path)
     assert refused.returncode == 3
     assert "--problem" in refused.stderr
+
+
+TIED = """
+import torch
+from torch import nn
+
+from landscape import Problem
+
+
+def problem():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(2, 2), nn.Tanh(), nn.Linear(2, 2))
+    model[2].weight = model[0].weight
+    x = torch.randn(20, 2)
+    return Problem(model, (x, x.flip(1)), "mse")
+"""
+
+
+def test_tied_weights_are_written_under_all_their_names(tmp_path: Path) -> None:
+    (tmp_path / "problem.py").write_text(TIED)
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(2, 2), nn.Tanh(), nn.Linear(2, 2))
+    model[2].weight = model[0].weight
+    torch.save(model.state_dict(), tmp_path / "tied.pt")
+    options = ("--problem", "problem.py:problem", "--json")
+    done = run("tied.pt", *options, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    report = json.loads(done.stdout)
+    again = run(report["written"], *options, "--steps", "0", cwd=tmp_path)
+    assert again.returncode == 0, again.stderr
+    assert json.loads(again.stdout)["loss"]["before"] == pytest.approx(report["loss"]["after"], rel=1e-9)
 
 
 @pytest.mark.parametrize(

@@ -360,3 +360,26 @@ def test_large_networks_escape_without_dense_hessians(monkeypatch: pytest.Monkey
     assert found.direction_value == pytest.approx(GOLDEN[2.0], rel=1e-3)
     assert found.loss_after < found.loss
     assert found.verdict == "escaped"
+
+
+def test_at_interpolation_nothing_is_foretold_of_noise() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(2, 3), nn.Tanh(), nn.Linear(3, 1)).double()
+    x = torch.randn(30, 2, dtype=torch.float64)
+    noise = 1e-9 * torch.randn(30, 1, dtype=torch.float64)
+    found = widen(Problem(model, (x, (model(x) + noise).detach()), "mse"), "0")
+    assert found.predicted_negative.tolist() == found.measured_negative.tolist() == [0] * 12
+    assert found.predicted_zero.tolist() == found.measured_zero.tolist()
+
+
+def test_a_neuron_is_split_once() -> None:
+    model = fixture_problem().model
+    with pytest.raises(UsageError, match="split twice"):
+        widened(model, find_hidden(model, "0"), [Split(0, (0.5, 0.5)), Split(0, (0.3, 0.7))])
+
+
+def test_samples_are_not_all_data_in_any_certificate() -> None:
+    x, y = fixture_problem().data  # type: ignore[misc]
+    found = escape(Problem(split_fixture().model, (x, y), "mse"), samples=500, steps=5)
+    assert not found.full_data
+    assert not found.certificate["full_data"]

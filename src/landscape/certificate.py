@@ -15,8 +15,10 @@ TAUS = (1e-8, 1e-6, 1e-4)
 # Gradient-flat (Frye et al. 2021): ‖H∇L‖ / (‖H‖ ‖∇L‖) below this while the gradient is well above rounding.
 FLAT = 1e-3
 ABOVE_ROUNDING = 1e3
-# A channel: ‖θ‖ still grows by this share over the second half of a descent.
+# A channel: over the second half of a descent ‖θ‖ still grows by this share (ten times it where no neurons merge),
+# while the loss creeps: it loses less than that share of itself.
 GROWING = 0.02
+CREEPING, CREEPING_ALONE = 0.3, 0.1
 
 VERDICTS = (
     "minimum",
@@ -37,6 +39,14 @@ class Interval:
     value: float
     low: float
     high: float
+
+
+@dataclass(frozen=True)
+class SecondHalf:
+    """What a descent did in the second half of its iterations: shares of ‖θ‖ gained and of L lost; NaN: too short."""
+
+    norm_growth: float = math.nan
+    loss_drop: float = math.nan
 
 
 @dataclass(frozen=True)
@@ -73,6 +83,7 @@ class Certificate:
         symmetries: name -> zero eigenvalues that it explains at this point.
         tau: relative floor used in the verdict.
         parameter_norm: ‖θ‖. norm_growth: its share gained over the second half of the descent; NaN: none was made.
+        loss_drop: share of the loss lost over that half.
         flatness: ‖H∇L‖ / (‖H‖ ‖∇L‖); NaN where the gradient is rounding.
         pair: see `Pair`; None where no two neurons are near.
         exact: dense spectrum (True) or Lanczos with an exclusion bound (False).
@@ -97,6 +108,7 @@ class Certificate:
     tau: float = TAU
     parameter_norm: float = math.nan
     norm_growth: float = math.nan
+    loss_drop: float = math.nan
     flatness: float = math.nan
     pair: Pair | None = None
     exact: bool = True
@@ -122,9 +134,9 @@ class Certificate:
         """Plain types, verdict and reason included."""
         return {**asdict(self), "verdict": self.verdict, "reason": self.reason}
 
-    def with_growth(self, growth: float) -> Certificate:
-        """The same with the growth of ‖θ‖ over a descent."""
-        return replace(self, norm_growth=growth)
+    def after(self, descent: SecondHalf) -> Certificate:
+        """The same, as the end of a descent."""
+        return replace(self, norm_growth=descent.norm_growth, loss_drop=descent.loss_drop)
 
 
 def from_dict(values: Mapping[str, Any]) -> Certificate:
@@ -134,7 +146,7 @@ def from_dict(values: Mapping[str, Any]) -> Certificate:
     for name in ("lambda_min", "lambda_min_beyond"):
         found[name] = Interval(**{k: math.nan if v is None else v for k, v in found[name].items()})
     found["pair"] = None if found.get("pair") is None else Pair(**found["pair"])
-    numbers = ("newton_decrement", "parameter_norm", "norm_growth", "flatness")
+    numbers = ("newton_decrement", "parameter_norm", "norm_growth", "loss_drop", "flatness")
     found |= {name: math.nan for name in numbers if found.get(name) is None}
     return Certificate(**found)
 
@@ -176,12 +188,12 @@ def _channel(c: Certificate) -> str:
     certain = c.stationary and (c.pair is None or c.lambda_min_beyond.low > c.tau * c.lambda_max)
     if not c.norm_growth > GROWING or certain:
         return ""
-    if c.pair is not None:
+    if c.pair is not None and c.loss_drop < CREEPING:
         return (
             f"the norm grows (by {100 * c.norm_growth:.0f} % in the second half of the descent) while neurons "
             f"{c.pair.first} and {c.pair.second} of {c.pair.layer} merge and their output weights oppose"
         )
-    if c.norm_growth > 10 * GROWING:
+    if c.norm_growth > 10 * GROWING and c.loss_drop < CREEPING_ALONE:
         return f"the norm still grows, by {100 * c.norm_growth:.0f} % in the second half of the descent"
     return ""
 

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from landscape.certificate import TAU, TAUS, Certificate, Interval, Pair
+from landscape.certificate import TAU, TAUS, Certificate, Interval, Pair, SecondHalf
 from landscape.ensemble import Stack
 from landscape.symmetries import Symmetries, neurons, symmetries_of, zero_modes
 
@@ -27,14 +27,14 @@ def certify_stack(
     *,
     tau: float = TAU,
     full_data: bool = True,
-    growth: Sequence[float] | None = None,
+    halves: Sequence[SecondHalf] | None = None,
     symmetries: Symmetries | None = None,
 ) -> list[Certificate]:
     """Certificates of θ [A, P] from exact Hessians, in the stack's dtype.
 
     Args:
         rows: numbers of the members. tau: relative floor of the verdicts. full_data: whether no sample is left out.
-        growth: of ‖θ‖ over the second half of each descent; none was made by default.
+        halves: what each descent did in its second half; none was made by default.
         symmetries: of the architecture; looked up by default.
     """
     known = symmetries_of(stack.model, stack.layout, stack.loss_name) if symmetries is None else symmetries
@@ -43,8 +43,8 @@ def certify_stack(
     found: list[Certificate] = []
     for part, numbers in zip(torch.split(theta, size), torch.split(index, size), strict=True):
         found += _certify(stack, part, numbers, tau, full_data, known)
-    if growth is not None:
-        found = [c.with_growth(g) for c, g in zip(found, growth, strict=True)]
+    if halves is not None:
+        found = [c.after(h) for c, h in zip(found, halves, strict=True)]
     return found
 
 
@@ -126,8 +126,8 @@ def _least_beyond(
 
 
 def loss_floor(stack: Stack) -> float:
-    """A squared error that rounding makes: 0 for other losses and with weight decay."""
-    if stack.loss_name != "mse" or stack.weight_decay:
+    """A squared error that rounding makes in float64; 0 in float32, for other losses and with weight decay."""
+    if stack.loss_name != "mse" or stack.weight_decay or stack.dtype != torch.float64:
         return 0.0
     targets = [b[1] for b in stack.batches]
     square = sum(float(t.double().square().sum()) for t in targets) / stack.count

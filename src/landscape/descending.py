@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from landscape.certificate import TAU
+from landscape.certificate import TAU, SecondHalf
 from landscape.certifying import loss_floor
 from landscape.ensemble import Stack
 from landscape.optim.damped import (
@@ -89,12 +89,14 @@ class Trajectory:
                 self.points.append(point)
 
     @property
-    def growth(self) -> float:
-        """Share that ‖θ‖ gained over the second half; NaN for a trajectory of fewer than four points."""
+    def second_half(self) -> SecondHalf:
+        """What happened to ‖θ‖ and L over the second half; NaN for a trajectory of fewer than four points."""
         if len(self.norm) < 4:
-            return math.nan
-        half = self.norm[len(self.norm) // 2]
-        return self.norm[-1] / half - 1 if half > 0 else math.nan
+            return SecondHalf()
+        middle = len(self.norm) // 2
+        norm, loss = self.norm[middle], self.loss[middle]
+        growth = self.norm[-1] / norm - 1 if norm > 0 else math.nan
+        return SecondHalf(growth, 1 - self.loss[-1] / loss if loss > 0 else math.nan)
 
 
 @dataclass(frozen=True)
@@ -176,12 +178,11 @@ class _Descending:
         self.stack, self.way, self.progress = stack, way, progress
         self.theta = theta.clone()
         self.trajectories = [Trajectory() for _ in range(len(theta))]
-        norms = theta.norm(dim=1).clamp(min=1)
+        self.norms = RUNAWAY_NORM * theta.norm(dim=1).clamp(min=1)
         self.limits = Limits(
             gradient=way.gradient,
             floor=max(loss_floor(stack) / 100, way.target) or -math.inf,
             steps=way.steps,
-            norm=RUNAWAY_NORM * float(norms.max()) if len(theta) else math.inf,
         )
         count = len(theta)
         self.value, self.gradient_inf = theta.new_full((count,), math.nan), theta.new_full((count,), math.nan)
@@ -190,7 +191,9 @@ class _Descending:
 
     def run(self) -> tuple[Descent, list[Trajectory]]:
         everyone = torch.arange(len(self.theta), device=self.theta.device)
-        if self.way.to == "critical":
+        if self.way.steps < 1:
+            self._look(everyone)
+        elif self.way.to == "critical":
             self._phase(everyone, gradient_norm_newton(self._gradients, self.stack.hessians), self.limits)
         else:
             self._to_minima(everyone)
@@ -199,6 +202,13 @@ class _Descending:
             if self.way.keep_points and trajectory.loss:
                 trajectory.keep(len(trajectory.loss) - 1, self.theta[i])
         return ended, self.trajectories
+
+    def _look(self, rows: Tensor) -> None:
+        """Write down where the members are, without a step."""
+        value, gradient = self.stack.values_and_gradients(self.theta, rows)
+        self.value, self.gradient_inf = value, gradient.abs().amax(1)
+        self.reason[:] = STEPS
+        self._observe(0, rows, self.theta, {"value": value, "gradient": gradient})
 
     def _to_minima(self, rows: Tensor) -> None:
         stack = self.stack
@@ -249,8 +259,9 @@ class _Descending:
         """One method on some members, from where they are, within the iterations they have left."""
         if not len(rows):
             return
-        left = int((self.way.steps - self.steps[rows]).max())
-        if left < 1:
+        left = self.way.steps - self.steps[rows]
+        rows, left = rows[left > 0], left[left > 0]
+        if not len(rows):
             return
         ended = damped_descent(
             self.theta[rows],

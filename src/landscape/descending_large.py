@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from landscape.certificate import Certificate, Interval
+from landscape.certificate import Certificate, Interval, SecondHalf
 from landscape.certifying import FLOOR
 from landscape.descending import Progress, Trajectory, Way
 from landscape.linalg.exclusion import exclusion_bound
@@ -79,7 +79,7 @@ def certify_large(
     loss_name: str | None,
     tau: float,
     full_data: bool = True,
-    growth: float = math.nan,
+    half: SecondHalf | None = None,
     seed: int = 0,
     memory: int | None = None,
     max_products: int = 500,
@@ -134,7 +134,8 @@ def certify_large(
         symmetries=explained,
         tau=tau,
         parameter_norm=float(objective.point().norm()),
-        norm_growth=growth,
+        norm_growth=half.norm_growth if half else math.nan,
+        loss_drop=half.loss_drop if half else math.nan,
         flatness=float(image.norm()) / max(largest * float(gradient.norm()), 1e-300),
         exact=bool(found.exhausted),
         products=operator.products,
@@ -213,7 +214,7 @@ def _saturation(objective: Objective, loss_name: str | None) -> float:
 
 
 def _floor(objective: Objective, loss_name: str | None) -> float:
-    if loss_name != "mse" or objective.weight_decay:
+    if loss_name != "mse" or objective.weight_decay or objective.dtype != torch.float64:
         return 0.0
     square = sum(float(b[1].double().square().sum()) for b in objective.batches) / objective.count
     return float((FLOOR * torch.finfo(objective.dtype).eps) ** 2 * square)

@@ -202,7 +202,19 @@ class Stack:
     @property
     def least_squares_like(self) -> bool:
         """Whether Gauss–Newton matrices can be made: a built-in loss over pairs of tensors."""
-        return self.loss_name is not None and all(isinstance(b, tuple | list) and len(b) == 2 for b in self.batches)
+        if self.loss_name is None or not all(
+            isinstance(b, tuple | list) and len(b) == 2 and all(isinstance(t, Tensor) for t in b) for b in self.batches
+        ):
+            return False
+        inputs, targets = self.batches[0]
+        with torch.no_grad():
+            outputs = self.model(inputs[:1])
+        if not (isinstance(outputs, Tensor) and outputs.dim() >= 1):
+            return False
+        # Class indices of sequences and images are summed over positions, which Jacobians here are not.
+        return self.loss_name != "cross_entropy" or (
+            outputs.dim() == 2 and (targets.dim() == 1 or targets.is_floating_point())
+        )
 
     @property
     def outputs(self) -> int:
@@ -362,7 +374,7 @@ def _curved(name: str | None, outputs: Tensor, targets: Tensor) -> tuple[Tensor,
     if targets.is_floating_point():
         wanted = targets.to(outputs.dtype)
     else:
-        wanted = nn.functional.one_hot(targets.reshape(n).clamp(min=0), o).to(outputs.dtype)
+        wanted = nn.functional.one_hot(targets.reshape(n).long().clamp(min=0), o).to(outputs.dtype)
         wanted = wanted * (targets.reshape(n, 1) != -100)
     log_p = torch.log_softmax(outputs, -1)
     p, mass = log_p.exp(), wanted.sum(-1, keepdim=True)

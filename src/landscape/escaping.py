@@ -19,6 +19,8 @@ from landscape.objective import Objective
 DENSE_STEPS = 1000
 # Lengths that a step is sought among, relative to max(1, ‖θ‖); then refined around the best.
 SHORTEST, LONGEST, LENGTHS, REFINED = 1e-6, 3.0, 40, 30
+# Parameters of all points of a line at a time.
+MOST_NUMBERS = 2**24
 GOLDEN = 0.6180339887498949
 
 
@@ -46,10 +48,14 @@ class Followed:
 
 def profile(stack: Stack, theta: Tensor, direction: Tensor, offsets: Tensor) -> Tensor:
     """L(θ + t d) [A, T] for rows θ [A, P], unit directions d [A, P] and offsets t [A, T]."""
-    members, places = offsets.shape
-    points = theta.unsqueeze(1) + offsets.unsqueeze(2) * direction.unsqueeze(1)
-    rows = torch.arange(members, device=theta.device).repeat_interleave(places)
-    return stack.of(rows).values(points.flatten(0, 1)).reshape(members, places)
+    members = len(offsets)
+    size = max(1, MOST_NUMBERS // max(1, members * theta.shape[1]))
+    found = []
+    for part in torch.split(offsets, size, dim=1):
+        points = theta.unsqueeze(1) + part.unsqueeze(2) * direction.unsqueeze(1)
+        rows = torch.arange(members, device=theta.device).repeat_interleave(part.shape[1])
+        found.append(stack.values(points.flatten(0, 1), rows).reshape(members, -1))
+    return torch.cat(found, dim=1)
 
 
 def best_steps(stack: Stack, theta: Tensor, direction: Tensor) -> Sides:
@@ -97,12 +103,18 @@ def kicks(theta: Tensor, length: Tensor, count: int, generator: torch.Generator,
 
 
 def follow(
-    stack: Stack, starts: Tensor, rows: Tensor, way: Way, tau: float, progress: Progress | None = None
+    stack: Stack,
+    starts: Tensor,
+    rows: Tensor,
+    way: Way,
+    tau: float,
+    progress: Progress | None = None,
+    full_data: bool = True,
 ) -> Followed:
     """Descend from every start [A, P] of the members `rows` [A], and certify where that ends."""
     part = stack.of(rows)
     ended, paths = descend_stack(part, starts, way, progress)
-    certificates = certify_stack(part, ended.theta, tau=tau, growth=[p.growth for p in paths])
+    certificates = certify_stack(part, ended.theta, tau=tau, full_data=full_data, halves=[p.second_half for p in paths])
     return Followed(ended.theta, ended.value, certificates, paths)
 
 
@@ -118,7 +130,8 @@ def follow_large(
     """As `follow` for one network without dense Hessians: one start after the other, by L-BFGS and Newton–Krylov.
 
     Args:
-        objective: of the network; its model is moved. limits: seed, memory and max_products of `certify_large`.
+        objective: of the network; its model is moved. limits: seed, memory, max_products
+            and full_data of `certify_large`.
     """
     certificates, paths, ends = [], [], []
     for start in starts:
@@ -126,7 +139,7 @@ def follow_large(
         path = descend_large(objective, way, "lbfgs", limits["memory"], progress)[1]
         path.follow(descend_large(objective, way, "newton-krylov", limits["memory"], progress)[1])
         certificate = certify_large(
-            objective, loss_name=stack.loss_name, tau=tau, growth=path.growth, progress=progress, **limits
+            objective, loss_name=stack.loss_name, tau=tau, half=path.second_half, progress=progress, **limits
         )
         certificates.append(certificate)
         paths.append(path)

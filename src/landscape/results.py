@@ -331,6 +331,7 @@ class Descended(Result):
     tau_relative: float = field_of("floor of the verdict, relative to lambda_max")
     parameter_norm: float = field_of("Euclidean norm of the parameters")
     norm_growth: float = field_of("share that this norm gained in the second half of the descent; NaN: too short")
+    loss_drop: float = field_of("share of the loss lost in that half; NaN: too short")
     zero_tau: np.ndarray = field_of("floors at which zeros are counted", "zero_tau")
     zeros: np.ndarray = field_of("eigenvalues within the floor of zero; -1: not dense", "zero_tau")
     symmetry: np.ndarray = field_of("symmetries with zero modes here", "symmetry")

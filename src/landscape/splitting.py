@@ -81,8 +81,12 @@ def inner_hessians(objective: Objective, hidden: Hidden) -> list[Inner]:
     return found
 
 
-def foretell(inner: Inner, shares: tuple[float, ...], tau: float = TAU) -> Foretold:
-    """The inertia of the form on the new directions, and its lowest direction."""
+def foretell(inner: Inner, shares: tuple[float, ...], floor: float = 0.0) -> Foretold:
+    """The inertia of the form on the new directions, and its lowest direction.
+
+    Args:
+        floor: eigenvalues within this of zero are zero, and those within `TAU` of the largest one.
+    """
     b, d = inner.hessian, inner.mixed
     m, q, k = len(b), len(d), len(shares)
     mu = torch.tensor(shares, dtype=b.dtype, device=b.device)
@@ -94,13 +98,13 @@ def foretell(inner: Inner, shares: tuple[float, ...], tau: float = TAU) -> Foret
     form[n:, :n] = _kron(outputs.T @ inputs, d)
     form[:n, n:] = form[n:, :n].T
     eigenvalues, vectors = torch.linalg.eigh(form)
-    scale = float(eigenvalues.abs().max())
+    floor = max(floor, TAU * float(eigenvalues.abs().max()))
     lowest = vectors[:, 0]
     u = inputs @ lowest[:n].reshape(k - 1, m)
     s = outputs @ lowest[n:].reshape(k - 1, q)
     return Foretold(
-        int((eigenvalues < -tau * scale).sum()),
-        int((eigenvalues.abs() <= tau * scale).sum()),
+        int((eigenvalues < -floor).sum()),
+        int((eigenvalues.abs() <= floor).sum()),
         float(eigenvalues[0]),
         (u, s),
     )

@@ -20,7 +20,22 @@ def stack_key(problem: Problem) -> tuple[Any, ...]:
     """Equal for problems whose networks can go into one stack, given the same data."""
     state = {name: (tuple(t.shape), t.dtype) for name, t in problem.model.state_dict().items()}
     loss = problem.loss if isinstance(problem.loss, str) else id(problem.loss)
-    return (repr(problem.model), tuple(state.items()), tuple(trainable(problem.model)), loss, problem.weight_decay)
+    modules = tuple(_plain_attributes(m) for m in problem.model.modules())
+    kind = (repr(problem.model), modules, tuple(state.items()), tuple(trainable(problem.model)))
+    return (*kind, loss, problem.weight_decay)
+
+
+def _plain_attributes(module: nn.Module) -> tuple[Any, ...]:
+    """What a module computes with besides its tensors and parts: numbers, text, tuples of them, functions."""
+    found = []
+    for name, value in sorted(vars(module).items()):
+        if name == "training" or name.startswith("_"):
+            continue
+        if isinstance(value, bool | int | float | str | tuple | list | dict | type(None)):
+            found.append((name, repr(value)))
+        elif callable(value) and not isinstance(value, nn.Module):
+            found.append((name, str(id(value))))
+    return (type(module).__qualname__, *found)
 
 
 def build_stack(

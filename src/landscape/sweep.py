@@ -94,6 +94,13 @@ class Training:
             raise ProblemError("learning_rate must be above 0, weight_decay at least 0, and momentum in [0, 1)")
         if self.momentum and self.optimiser != "sgd":
             raise ProblemError("momentum is a setting of sgd only", "leave it out: adam has its own averages")
+        if self.optimiser == "flow" and any(self.save):
+            raise ProblemError("save lists steps, but a gradient flow has times", "write save = [0] with flow")
+        if self.second_order and self.target_loss is not None and self.weight_decay:
+            raise ProblemError(
+                "target_loss is of the data, and second-order optimisers descend the penalised loss",
+                "leave target_loss or weight_decay out",
+            )
         beyond = [step for step in self.save if not 0 <= step <= self.steps]
         if beyond:
             raise ProblemError(f"save lists step {beyond[0]}, but the steps are 0 … {self.steps}")

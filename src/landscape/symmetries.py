@@ -148,23 +148,6 @@ def duplicated_neurons(symmetries: Symmetries, tensors: Tensors) -> Iterator[Ten
                 yield {name: first[name] + second[name] for name in first}
 
 
-def silent_neurons(symmetries: Symmetries, tensors: Tensors) -> Iterator[Tensors]:
-    """Every weight into a neuron whose output weights are zero."""
-    for hidden in symmetries.hidden:
-        parts = _parts(hidden, tensors)
-        if parts is None:
-            continue
-        incoming, bias, outgoing = parts
-        size = outgoing.abs().max()
-        for j in range(len(incoming)):
-            if float(outgoing[:, j].abs().max()) > SAME * float(size):
-                continue
-            for k in range(incoming.shape[1]):
-                yield _row(hidden, tensors, j, _unit(incoming[j], k), None)
-            if bias is not None:
-                yield _row(hidden, tensors, j, torch.zeros_like(incoming[j]), torch.ones_like(bias[j]))
-
-
 def softmax_shift(symmetries: Symmetries, tensors: Tensors) -> Iterator[Tensors]:
     """The same vector added to the weights (and bias) of every class."""
     layer = symmetries.shift
@@ -199,7 +182,6 @@ def normalisation(symmetries: Symmetries, tensors: Tensors) -> Iterator[Tensors]
 FINDERS: dict[str, Finder] = {
     "softmax shift": softmax_shift,
     "duplicated neurons": duplicated_neurons,
-    "silent neurons": silent_neurons,
     "dead units": dead_units,
     "rescaling": rescaling,
     "linear maps": linear_maps,

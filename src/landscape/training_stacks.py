@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from landscape.atomic import locked
-from landscape.certificate import Certificate
+from landscape.certificate import Certificate, SecondHalf
 from landscape.certifying import certify_stack
 from landscape.data import Dataset, load_data
 from landscape.descending import Trajectory, Way, descend_stack, flow_stack
@@ -122,7 +122,7 @@ class _Stacked:
         self.stack, self.theta = build_stack(problems, dtype=dtype)
         self.steps = [0] * len(runs)
         self.errors: dict[int, NumericalError] = {}
-        self.growth = [math.nan] * len(runs)
+        self.halves = [SecondHalf()] * len(runs)
 
     def train(self) -> list[Trained | NumericalError]:
         if 0 in self.how.save:
@@ -141,8 +141,8 @@ class _Stacked:
         alive = self._alive()
         if self.how.certified and alive:
             rows = torch.tensor(alive)
-            growth = [self.growth[i] for i in alive]
-            made = certify_stack(self.stack, self.theta[rows], rows, growth=growth)
+            halves = [self.halves[i] for i in alive]
+            made = certify_stack(self.stack, self.theta[rows], rows, halves=halves)
             certificates = dict(zip(alive, made, strict=True))
         return [self.errors.get(i) or self._finish(i, certificates.get(i)) for i in range(len(self.runs))]
 
@@ -177,7 +177,7 @@ class _Stacked:
             if step:
                 self._save(i, theta, step)
         self.steps[i] += len(path.loss) - 1
-        self.growth[i] = path.growth
+        self.halves[i] = path.second_half
 
     def _first_order(self) -> None:
         how, (inputs, targets) = self.how, self.data.train
@@ -197,7 +197,8 @@ class _Stacked:
             lost = ~torch.isfinite(losses.detach())
             done = lost.clone()
             if epoch_ends and how.target_loss is not None:
-                done |= self.stack.values(leaf.detach(), torch.tensor(alive)) <= how.target_loss
+                penalty = 0.5 * how.weight_decay * leaf.detach().square().sum(1)
+                done |= self.stack.values(leaf.detach(), torch.tensor(alive)) - penalty <= how.target_loss
             for k, i in enumerate(alive):
                 self.steps[i] = step
                 if lost[k]:

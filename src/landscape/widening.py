@@ -88,7 +88,7 @@ def smoothed(model: nn.Module, beta: float) -> nn.Module:
         raise UsageError(f"--smooth is {beta}; it must be above 0", "20 is close to ReLU")
     made = copy.deepcopy(model)
     for parent in list(made.modules()):
-        for name, child in parent.named_children():
+        for name, child in list(parent._modules.items()):  # every place of a module that is used several times
             if isinstance(child, nn.ReLU):
                 setattr(parent, name, nn.Softplus(beta))
     return made
@@ -103,6 +103,10 @@ def widened(model: nn.Module, hidden: Hidden, splits: Sequence[Split]) -> nn.Mod
     width = width_of(model, hidden.layer)
     source = list(range(width))
     factor = [1.0] * width
+    if len({split.neuron for split in splits}) < len(splits):
+        raise UsageError(
+            "the same neuron is split twice", "give all its shares at once, such as --split 0 --mu .3,.3,.4"
+        )
     for split in splits:
         check_split(split, width, hidden.layer)
         factor[split.neuron] *= split.shares[0]

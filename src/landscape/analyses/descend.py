@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from landscape.arithmetic import resolve_device
 from landscape.batches import fingerprint, length_of, read_batches, subset
@@ -139,36 +139,70 @@ def run_descents(
             key = (stack_key(problem), fingerprint(read_batches(problem)))
         except LandscapeError as error:
             results[i] = error
+            if done is not None:
+                done(i, error)
         else:
             groups.setdefault(key, []).append(i)
     for members in groups.values():
-        try:
-            found: Sequence[Descended | LandscapeError] = _group([problems[i] for i in members], settings, progress)
-        except LandscapeError as error:
-            found = [error] * len(members)
-        for i, one in zip(members, found, strict=True):
-            results[i] = one
+
+        def finished(k: int, one: Descended | LandscapeError, members: list[int] = members) -> None:
+            results[members[k]] = one
             if done is not None:
-                done(i, one)
+                done(members[k], one)
+
+        _group([problems[i] for i in members], settings, progress, finished)
     return [r for r in results if r is not None]
 
 
-def _group(problems: list[Problem], settings: DescendSettings, progress: Progress | None) -> list[Descended]:
+def _group(
+    problems: list[Problem],
+    settings: DescendSettings,
+    progress: Progress | None,
+    finished: Callable[[int, Descended | LandscapeError], None],
+) -> None:
+    """Problems of one architecture and data; what cannot be descended from is an error of its own."""
     batches = read_batches(problems[0])
     total = sum(length_of(b) for b in batches)
     full = settings.samples is None or settings.samples >= total
     used = batches if full else subset(batches, settings.samples or total, settings.seed)
     device = resolve_device(settings.device)
 
-    def objective_of(problem: Problem) -> Objective:
-        return build_objective(problem, batches=used, device=device, dtype=settings.dtype)
+    def objective_of(k: int) -> Objective | None:
+        try:
+            return build_objective(problems[k], batches=used, device=device, dtype=settings.dtype)
+        except LandscapeError as error:
+            finished(k, error)
+            return None
 
-    first = objective_of(problems[0])
-    if settings.method in STACKED and (first.layout.total <= DENSE_STEPS or settings.method != "auto"):
-        return _stacked(problems, first, settings, full, progress)
-    rest = (objective_of(p) for p in problems[1:])
-    large = [_one_large(problems[0], first, settings, full, progress)]
-    return large + [_one_large(p, o, settings, full, progress) for p, o in zip(problems[1:], rest, strict=True)]
+    numbers = [k for k in range(len(problems)) if _is_finite(problems[k].model) or objective_of(k) is not None]
+    first = None
+    while numbers and first is None:
+        first = objective_of(numbers[0])
+        numbers = numbers if first is not None else numbers[1:]
+    if first is None:
+        return
+    small = first.layout.total <= DENSE_STEPS or settings.method != "auto"
+    if settings.method in STACKED and small:
+        try:
+            found: Sequence[Descended | LandscapeError]
+            found = _stacked([problems[k] for k in numbers], first, settings, full, progress)
+        except LandscapeError as error:
+            found = [error] * len(numbers)
+        for k, one in zip(numbers, found, strict=True):
+            finished(k, one)
+        return
+    for k in numbers:
+        objective = first if k == numbers[0] else objective_of(k)
+        if objective is None:
+            continue
+        try:
+            finished(k, _one_large(problems[k], objective, settings, full, progress))
+        except LandscapeError as error:
+            finished(k, error)
+
+
+def _is_finite(model: nn.Module) -> bool:
+    return all(bool(torch.isfinite(t).all()) for t in model.state_dict().values() if isinstance(t, Tensor))
 
 
 def _stacked(
@@ -179,10 +213,10 @@ def _stacked(
     before = stack.values(theta)
     follow = flow_stack if settings.method == "flow" else descend_stack
     ended, paths = follow(stack, theta, settings.way, progress)
-    growth = [p.growth for p in paths]
+    halves = [p.second_half for p in paths]
     gauss_newton = settings.way.gauss_newton and settings.to == "minimum" and stack.least_squares_like
     method = "levenberg-marquardt, newton" if gauss_newton else settings.method.replace("auto", "newton")
-    certificates = certify_stack(stack, ended.theta, tau=settings.tau, full_data=full, growth=growth)
+    certificates = certify_stack(stack, ended.theta, tau=settings.tau, full_data=full, halves=halves)
     seconds = (time.perf_counter() - start) / len(problems)
     plan = {"stacked": len(problems), "notes": ()}
     return [
@@ -223,14 +257,14 @@ def _one_large(
     if objective.layout.total <= DENSE_CERTIFICATE:
         stack, theta = build_stack([problem], objective=objective, memory=settings.memory)
         theta = objective.point().unsqueeze(0)
-        certificate = certify_stack(stack, theta, tau=settings.tau, full_data=full, growth=[path.growth])[0]
+        certificate = certify_stack(stack, theta, tau=settings.tau, full_data=full, halves=[path.second_half])[0]
     else:
         certificate = certify_large(
             objective,
             loss_name=name,
             tau=settings.tau,
             full_data=full,
-            growth=path.growth,
+            half=path.second_half,
             seed=settings.seed,
             memory=settings.memory,
             max_products=settings.max_products,
@@ -273,7 +307,7 @@ def _result(
     spent: Spent,
 ) -> Descended:
     same = "loss loss_floor gradient_inf gradient_norm gradient_rounding newton_decrement flatness lambda_max negative"
-    names = (*same.split(), "parameter_norm", "norm_growth", "parameters", "exact", "full_data")
+    names = (*same.split(), "parameter_norm", "norm_growth", "loss_drop", "parameters", "exact", "full_data")
     return Descended(
         **{name: getattr(c, name) for name in names},
         to=settings.to,

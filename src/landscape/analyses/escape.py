@@ -14,12 +14,12 @@ from torch import Tensor
 
 from landscape.arithmetic import resolve_device
 from landscape.batches import length_of, read_batches, subset
-from landscape.certificate import TAU, TAUS, Certificate
+from landscape.certificate import TAU, TAUS, Certificate, SecondHalf
 from landscape.certifying import certify_stack
 from landscape.descending import Progress, Trajectory, Way, descend_stack
 from landscape.descending_large import certify_large, descend_large, lowest_pair, move
 from landscape.ensemble import Stack
-from landscape.errors import UsageError
+from landscape.errors import NumericalError, UsageError
 from landscape.escaping import DENSE_STEPS, Followed, Sides, best_steps, follow, follow_large, kicks, profile
 from landscape.objective import Objective, build_objective
 from landscape.problem import Problem, at_point
@@ -116,34 +116,36 @@ def run_escape(problem: Problem, settings: EscapeSettings, progress: Progress | 
     used = batches if full else subset(batches, settings.samples or total, settings.seed)
     objective = build_objective(problem, batches=used, device=resolve_device(settings.device), dtype=settings.dtype)
     stack, theta = build_stack([problem], objective=objective, memory=settings.memory)
-    growth = math.nan
+    half = SecondHalf()
     if settings.descend:
         tell("to the critical point", 0, 1)
         way = Way("critical", settings.steps, keep_points=False)
         if stack.parameters <= DENSE_STEPS:
             ended, paths = descend_stack(stack, theta, way)
-            theta, growth = ended.theta, paths[0].growth
+            theta, half = ended.theta, paths[0].second_half
             move(objective, theta[0])
         else:
             reached, path = descend_large(objective, way, "newton-mr", settings.memory, progress)
-            theta, growth = reached.theta.unsqueeze(0), path.growth
+            theta, half = reached.theta.unsqueeze(0), path.second_half
     tell("certificate", 0, 1)
-    certificate, pair = _point(stack, objective, theta, settings, full, growth)
+    certificate, pair = _point(stack, objective, theta, settings, full, half)
     value, direction, residual = pair
     sides = best_steps(stack, theta, direction.unsqueeze(0))
     followed, controls = None, None
     if not settings.certify_only and certificate.verdict != "minimum":
-        followed, controls = _follow(stack, objective, theta, direction, sides, settings, tell)
+        followed, controls = _follow(stack, objective, theta, direction, sides, settings, full, tell)
     return _result(settings, stack, theta, certificate, (value, direction, residual), sides, followed, controls, start)
 
 
 def _point(
-    stack: Stack, objective: Objective, theta: Tensor, settings: EscapeSettings, full: bool, growth: float
+    stack: Stack, objective: Objective, theta: Tensor, settings: EscapeSettings, full: bool, half: SecondHalf
 ) -> tuple[Certificate, tuple[float, Tensor, float]]:
     """The certificate, and the lowest eigenpair: value, unit vector [P], residual."""
     if stack.parameters <= DENSE:
-        certificate = certify_stack(stack, theta, tau=settings.tau, full_data=full, growth=[growth])[0]
+        certificate = certify_stack(stack, theta, tau=settings.tau, full_data=full, halves=[half])[0]
         matrix = stack.hessians(theta)[0]
+        if not bool(torch.isfinite(matrix).all()):
+            raise NumericalError("the Hessian has NaN or Inf entries", "`landscape doctor` looks for the layer")
         values, vectors = torch.linalg.eigh(matrix)
         direction = vectors[:, 0].contiguous()
         residual = float((matrix @ direction - values[0] * direction).norm())
@@ -153,7 +155,7 @@ def _point(
         loss_name=stack.loss_name,
         tau=settings.tau,
         full_data=full,
-        growth=growth,
+        half=half,
         seed=settings.seed,
         memory=settings.memory,
         max_products=settings.max_products,
@@ -168,6 +170,7 @@ def _follow(
     direction: Tensor,
     sides: Sides,
     settings: EscapeSettings,
+    full: bool,
     tell: Progress,
 ) -> tuple[Followed, Followed | None]:
     """Descents from both sides, and from the controls."""
@@ -179,9 +182,10 @@ def _follow(
             tell(f"{label}, {stage}", done, total)
 
         if stack.parameters > DENSE_STEPS:
-            limits = {"seed": settings.seed, "memory": settings.memory, "max_products": settings.max_products}
+            limits: dict[str, Any] = {"seed": settings.seed, "memory": settings.memory, "full_data": full}
+            limits["max_products"] = settings.max_products
             return follow_large(stack, objective, starts, way, settings.tau, report, **limits)
-        return follow(stack, starts, theta.new_zeros(len(starts), dtype=torch.long), way, settings.tau, report)
+        return follow(stack, starts, theta.new_zeros(len(starts), dtype=torch.long), way, settings.tau, report, full)
 
     found = descents(theta + sides.step[0].unsqueeze(1) * direction, "descents", keep=True)
     if not settings.controls:

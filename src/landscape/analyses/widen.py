@@ -18,7 +18,7 @@ from landscape.certificate import Certificate
 from landscape.certifying import certify_stack
 from landscape.descending import Progress, Way
 from landscape.ensemble import Stack
-from landscape.errors import ProblemError, UsageError
+from landscape.errors import NumericalError, ProblemError, UsageError
 from landscape.escaping import best_steps, follow, kicks, profile
 from landscape.objective import Objective, build_objective
 from landscape.problem import Problem, at_point
@@ -121,8 +121,11 @@ def run_widen(problem: Problem, settings: WidenSettings, progress: Progress | No
     inner = inner_hessians(objective, hidden)
     stack, theta = build_stack([narrow], objective=objective, memory=settings.memory)
     certificate = certify_stack(stack, theta, tau=settings.tau)[0]
+    if not math.isfinite(certificate.lambda_max):
+        raise NumericalError("the Hessian has NaN or Inf entries", "`landscape doctor` looks for the layer")
     critical = certificate.stationary and not objective.weight_decay
-    foretold = [foretell(inner[s.neuron], s.shares) for s in splits]
+    floor = settings.tau * certificate.lambda_max
+    foretold = [foretell(inner[s.neuron], s.shares, floor) for s in splits]
     offsets = _offsets(theta[0])
     columns = _measured(narrow, objective, hidden, splits, offsets, settings, tell)
     found = _columns(columns, settings)
@@ -243,6 +246,14 @@ def _change(before: nn.Module, after: nn.Module, objective: Objective) -> float:
             "residual connections and normalisations over neurons do not allow splitting a neuron alone",
         )
     return change
+
+
+def require_preserved(problem: Problem, before: nn.Module, after: nn.Module) -> None:
+    """Check on the problem's data that two networks compute the same, in float64. Raises ProblemError."""
+    batches = read_batches(problem)
+    narrow = Problem(before, batches, problem.loss, problem.weight_decay)
+    objective = build_objective(narrow, batches=batches, dtype=torch.float64)
+    _change(objective.model, after.to(torch.float64).eval(), objective)
 
 
 def _spectra(

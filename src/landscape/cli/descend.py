@@ -20,6 +20,10 @@ if TYPE_CHECKING:
     from landscape.results import Descended
 
 
+# Checkpoints that are loaded and locked at a time.
+PORTION = 256
+
+
 @dataclass(frozen=True)
 class _Request:
     settings: DescendSettings
@@ -104,63 +108,84 @@ def descend(
 
 
 def _descend_all(request: _Request, paths: list[Path], places: list[Path]) -> None:
-    """Everything loads first, so that equal shapes can go together; what is done is shown as it is."""
-    from landscape.analyses.descend import run_descents
-    from landscape.atomic import locked
-    from landscape.cli.descend_view import print_json, print_many, print_one
-    from landscape.cli.progress import stage_progress
+    """Portion by portion, each loaded whole, so that equal shapes go together; what is done is shown as it is."""
+    from landscape.cli.descend_view import print_many, print_one
 
-    shown: dict[int, Shown] = {}
-    failures: list[LandscapeError] = []
+    batch = _Batch(request, paths, places, {}, [])
+    for start in range(0, len(paths), PORTION):
+        _descend_portion(batch, range(start, min(start + PORTION, len(paths))))
+    ordered = [batch.shown[i] for i in sorted(batch.shown)]
+    if ordered and not request.as_json:
+        print_one(ordered[0]) if len(paths) == 1 else print_many(ordered)
+    flush()
+    if batch.failures and len(paths) == 1:
+        raise batch.failures[0]
+    if batch.failures:
+        raise BatchError(
+            f"{len(batch.failures)} of {len(paths)} checkpoints failed; the results of the others are written",
+            "mend what is named above, then repeat the command: it does only what is missing",
+        )
 
-    def failed(number: int, error: LandscapeError) -> None:
-        failures.append(error)
-        if len(paths) > 1:
-            print_error(type(error)(f"{paths[number]}: {error.message}", error.hint))
 
-    def show(number: int, one: Shown) -> None:
-        shown[number] = one
-        if request.as_json:
+@dataclass(frozen=True)
+class _Batch:
+    """All checkpoints of a command, and what has become of them."""
+
+    request: _Request
+    paths: list[Path]
+    places: list[Path]
+    shown: dict[int, Shown]
+    failures: list[LandscapeError]
+
+    def failed(self, number: int, error: LandscapeError) -> None:
+        self.failures.append(error)
+        if len(self.paths) > 1:
+            print_error(type(error)(f"{self.paths[number]}: {error.message}", error.hint))
+
+    def show(self, number: int, one: Shown) -> None:
+        from landscape.cli.descend_view import print_json
+
+        self.shown[number] = one
+        if self.request.as_json:
             print_json(one)
 
+
+def _descend_portion(batch: _Batch, numbers: range) -> None:
+    from landscape.analyses.descend import run_descents
+    from landscape.atomic import locked
+    from landscape.cli.progress import stage_progress
+
+    request = batch.request
     with ExitStack() as held:
         waiting: list[tuple[int, Job]] = []
-        for number, (path, place) in enumerate(zip(paths, places, strict=True)):
+        for number in numbers:
+            path, place = batch.paths[number], batch.places[number]
             try:
                 job = load_job(request.source, "descend", path, place, request.settings.as_dict(), request.quiet)
-                held.enter_context(locked(place))
-                if not request.force and job.is_done() and _checkpoint_of(place).exists():
-                    print_note(f"{path}: done already, {place} is kept", request.quiet)
-                    show(number, _stored(job))
-                else:
-                    waiting.append((number, job))
+                with ExitStack() as own:  # let go at once where there is nothing to do
+                    own.enter_context(locked(place))
+                    if not request.force and job.is_done() and _checkpoint_of(place).exists():
+                        print_note(f"{path}: done already, {place} is kept", request.quiet)
+                        batch.show(number, _stored(job))
+                    else:
+                        waiting.append((number, job))
+                        held.enter_context(own.pop_all())
             except LandscapeError as error:
-                failed(number, error)
+                batch.failed(number, error)
 
         def finished(position: int, result: Descended | LandscapeError) -> None:
             number, job = waiting[position]
             try:
                 if isinstance(result, LandscapeError):
                     raise result
-                show(number, _written(request, job, result))
+                batch.show(number, _written(request, job, result))
             except LandscapeError as error:
-                failed(number, error)
+                batch.failed(number, error)
 
         if waiting:
             label = waiting[0][1].path.name if len(waiting) == 1 else f"{len(waiting)} checkpoints"
             with stage_progress(label, request.quiet) as report:
                 run_descents([job.problem for _, job in waiting], request.settings, report, finished)
-    ordered = [shown[i] for i in sorted(shown)]
-    if ordered and not request.as_json:
-        print_one(ordered[0]) if len(paths) == 1 else print_many(ordered)
-    flush()
-    if failures and len(paths) == 1:
-        raise failures[0]
-    if failures:
-        raise BatchError(
-            f"{len(failures)} of {len(paths)} checkpoints failed; the results of the others are written",
-            "mend what is named above, then repeat the command: it does only what is missing",
-        )
 
 
 def _checkpoint_of(place: Path) -> Path:

@@ -51,6 +51,7 @@ def certificate_json(r: Descended, dtype: str) -> dict[str, Any]:
         "symmetries": {str(s): int(k) for s, k in zip(r.symmetry, r.symmetry_modes, strict=True)},
         "parameter_norm": r.parameter_norm,
         "norm_growth": r.norm_growth,
+        "loss_drop": r.loss_drop,
         "pair": None if math.isnan(r.pair_distance) else {"distance": r.pair_distance, "opposition": r.pair_opposition},
     }
 

@@ -17,6 +17,8 @@ def write_point(
     job: Job, target: Path, theta: np.ndarray, spent: Spent | None, certificate: Mapping[str, Any], how: dict[str, Any]
 ) -> None:
     """The job's network at θ [P], in the arithmetic of the analysis, with the certificate and `how` it was reached."""
+    import copy
+
     import torch
 
     from landscape.checkpoint import write_checkpoint
@@ -24,15 +26,14 @@ def write_point(
     from landscape.parameters import trainable
 
     assert spent is not None
-    model = job.problem.model
-    dtype = getattr(torch, spent.dtype)
-    state = {name: t.detach() for name, t in model.state_dict().items()}
-    state = {name: t.to(dtype) if t.is_floating_point() else t for name, t in state.items()}
+    # Through the model, so that tied tensors stay tied under all their names.
+    model = copy.deepcopy(job.problem.model).to(getattr(torch, spent.dtype))
     parameters = trainable(model)
-    pieces = torch.split(torch.as_tensor(theta), [p.numel() for p in parameters.values()])
-    for (name, parameter), piece in zip(parameters.items(), pieces, strict=True):
-        state[name] = piece.to(dtype).reshape(parameter.shape)
+    with torch.no_grad():
+        pieces = torch.split(torch.as_tensor(theta), [p.numel() for p in parameters.values()])
+        for parameter, piece in zip(parameters.values(), pieces, strict=True):
+            parameter.copy_(piece.reshape(parameter.shape))
     found = job.loaded.checkpoint
     header = dict(found.header) if found.header else {"coordinates": dict(found.coordinates)}
     descent = {"from": found.sha256, **plain(how)}
-    write_checkpoint(target, state, header | {"certificate": plain(certificate), "descent": descent})
+    write_checkpoint(target, model, header | {"certificate": plain(certificate), "descent": descent})

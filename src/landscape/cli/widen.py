@@ -146,7 +146,7 @@ def _write(job: Job, settings: WidenSettings, to: int | None, how: str) -> None:
     """The widened network as a checkpoint in float64; our own header says its widths."""
     import copy
 
-    from landscape.analyses.widen import narrow_problem
+    from landscape.analyses.widen import narrow_problem, require_preserved
     from landscape.checkpoint import write_checkpoint
     from landscape.widening import Split, find_hidden, require_smooth, widened, width_of
 
@@ -160,8 +160,10 @@ def _write(job: Job, settings: WidenSettings, to: int | None, how: str) -> None:
     else:
         made = widened_to(model, settings.layer, settings.following, to, how, settings.seed)
         what = {"to": to, "how": how}
+    require_preserved(job.problem, model, made)
     found = job.loaded.checkpoint
-    header = _header(dict(found.header), settings.layer, width_of(made, settings.layer), dict(found.coordinates))
+    own = {} if settings.smooth is not None else dict(found.header)  # a header has no word for softplus(β)
+    header = _header(own, settings.layer, width_of(made, settings.layer), dict(found.coordinates))
     descent = {"from": found.sha256, "command": "widen", "layer": settings.layer, **what}
     write_checkpoint(_target(job), made, header | {"descent": descent})
 
@@ -195,7 +197,8 @@ def _header(header: dict[str, Any], layer: str, width: int, coordinates: dict[st
     """Our own header with the new width; a bare one where the family cannot say it."""
     settings = dict(header.get("model_settings", {}))
     bare = {"coordinates": {**coordinates, "width": width}}
-    if header.get("model") != "mlp" or not layer.isdigit():
+    scaled = settings.get("parametrisation", "default") != "default"  # its factors follow from the width
+    if header.get("model") != "mlp" or not layer.isdigit() or scaled:
         return bare
     depth, place = int(settings.get("depth", 1)), int(layer) // 2
     widths = list(settings.get("widths") or [settings["width"]] * depth)

@@ -48,16 +48,16 @@ class Limits:
     Attributes:
         gradient: converged at max |∇L| <= gradient · max(1, |L|).
         floor: converged at L <= floor: no lower value exists (interpolation of a squared error).
-        steps: iterations, at most; rejected steps count.
-        norm: a member whose ‖θ‖ exceeds this has run away.
+        steps: iterations, at most; rejected steps count; one number, or one for each member [S].
+        norm: a member whose ‖θ‖ exceeds this has run away; one number, or one for each member [S].
         window, progress: slow when the merit fell by less than the share `progress` in `window` iterations; 0: never.
         start: damping of the first step, relative to `Method.scale`.
     """
 
     gradient: float = 1e-12
     floor: float = float("-inf")
-    steps: int = 200
-    norm: float = float("inf")
+    steps: int | Tensor = 200
+    norm: float | Tensor = float("inf")
     window: int = 0
     progress: float = 0.1
     start: float = 1e-3
@@ -88,10 +88,10 @@ def damped_descent(
         rows: the members' numbers for the method's callables; 0 … S−1 by default.
     """
     run = _Run(theta.clone(), method, limits, torch.arange(len(theta), device=theta.device) if rows is None else rows)
-    for iteration in range(limits.steps + 1):
+    for iteration in range(int(torch.as_tensor(limits.steps).max()) + 1):
         if observe is not None and len(run.active):
             observe(iteration, run.rows[run.active], run.theta[run.active], run.local)
-        run.retire(iteration, last=iteration == limits.steps)
+        run.retire(iteration)
         if not len(run.active):
             break
         run.advance()
@@ -114,21 +114,23 @@ class _Run:
         self.growth = torch.full_like(self.damping, 2.0)
         self.stuck = torch.zeros_like(self.active, dtype=torch.bool)
         self.past: list[Tensor] = []
+        self.budget = torch.as_tensor(limits.steps, device=theta.device).expand(count)
+        self.largest = torch.as_tensor(limits.norm, dtype=theta.dtype, device=theta.device).expand(count)
 
     @property
     def ended(self) -> Descent:
         return Descent(self.theta, self.value, self.gradient_inf, self.steps, self.reason)
 
-    def retire(self, iteration: int, last: bool) -> None:
+    def retire(self, iteration: int) -> None:
         """Write down the members that are done, and keep the others."""
         local, limits = self.local, self.limits
         value, slope = local["value"], local["gradient"].abs().amax(1)
         norm = self.theta[self.active].norm(dim=1)
         reason = torch.zeros_like(self.active)
         for code, condition in (
-            (STEPS, torch.full_like(self.stuck, last)),
+            (STEPS, iteration >= self.budget[self.active]),
             (SLOW, self._slow()),
-            (RUNAWAY, norm > limits.norm),
+            (RUNAWAY, norm > self.largest[self.active]),
             (STALLED, self.stuck),
             (CONVERGED, (slope <= limits.gradient * value.abs().clamp(min=1)) | (value <= limits.floor)),
             (FAILED, ~(torch.isfinite(value) & torch.isfinite(slope))),

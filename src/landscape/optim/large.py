@@ -54,6 +54,8 @@ def lbfgs(gradient: Gradient, theta: Tensor, *, tolerance: float, steps: int, ob
         point = torch.as_tensor(x).to(theta)
         observe(*(last if torch.equal(point, last[0]) else (point, *gradient(point))))
 
+    if steps < 1:
+        return Ended(theta, last[1], float(last[2].abs().max()), 0, "steps")
     options = {"maxcor": 50, "maxiter": steps, "maxfun": 10**9, "maxls": 50, "ftol": 0.0, "gtol": tolerance}
     start = theta.double().cpu().numpy()
     found = minimize(function, start, jac=True, method="L-BFGS-B", callback=accepted, options=options)  # type: ignore[call-overload]
