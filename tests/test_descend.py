@@ -157,6 +157,42 @@ def test_no_steps_certify_the_point_as_it_is(method: str) -> None:
     assert np.array_equal(found.point, theta.numpy())
 
 
+class Branching(nn.Module):
+    """A branch on data, which vmap cannot take."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(2, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        z: Tensor = self.layer(x)
+        return z if float(z.detach().abs().sum()) >= 0 else -z
+
+
+def test_a_network_that_cannot_be_stacked_descends_by_itself() -> None:
+    torch.manual_seed(0)
+    problem = Problem(Branching().double(), load_data("teacher", TEACHER).train, "mse")
+    with pytest.raises(ProblemError, match="cannot be stacked") as caught:
+        descend(problem)
+    assert "--method lbfgs" in (caught.value.hint or "")
+    found = descend(problem, method="newton-krylov")
+    assert found.verdict == "minimum"
+    assert descend(problem, method="lbfgs").loss == pytest.approx(found.loss, rel=1e-9)
+
+
+@pytest.mark.parametrize("method", ["lbfgs", "newton-krylov"])
+def test_trial_steps_out_of_the_domain_are_taken_back(method: str) -> None:
+    """A logarithmic barrier: NaN outside the unit ball, the minimum close to its boundary."""
+
+    def barrier(theta: Tensor) -> Tensor:
+        return 5 * theta.sum() - torch.log(1 - theta.square().sum())
+
+    found = descend(surface(barrier, torch.zeros(4, dtype=torch.float64)), method=method, steps=200)
+    inside = 1 - float(np.square(found.point).sum())
+    assert inside > 0
+    assert (5 + 2 * found.point / inside) == pytest.approx([0.0] * 4, abs=1e-5)
+
+
 def test_sequences_descend_without_gauss_newton() -> None:
     torch.manual_seed(0)
     x, y = torch.randn(6, 4, 3).double(), torch.randint(2, (6, 4))

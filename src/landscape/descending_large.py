@@ -12,6 +12,7 @@ from torch import Tensor
 from landscape.certificate import Certificate, Interval, SecondHalf
 from landscape.certifying import FLOOR
 from landscape.descending import Progress, Trajectory, Way
+from landscape.errors import NumericalError
 from landscape.linalg.exclusion import exclusion_bound
 from landscape.linalg.lanczos import Extremes
 from landscape.objective import Objective, gradients
@@ -26,6 +27,8 @@ MISS_PROBABILITY = 1e-3
 SNAPSHOT_PARAMETERS = 20_000
 # Tangents of symmetries are verified by a product each.
 MOST_TANGENTS = 100
+# How high, relative to the loss, a trial point is put where the loss overflows.
+WALL = 1e3
 
 
 def descend_large(
@@ -34,6 +37,7 @@ def descend_large(
     """From the objective's θ; its model is moved along. `method`: "lbfgs", "newton-krylov" or "newton-mr"."""
     trajectory = Trajectory()
     start = objective.point()
+    inside = (start, 0.0)
     keep = way.keep_points and len(start) <= SNAPSHOT_PARAMETERS
 
     def observe(theta: Tensor, value: float, slope: Tensor) -> None:
@@ -44,7 +48,17 @@ def descend_large(
 
     def gradient(theta: Tensor) -> tuple[float, Tensor]:
         move(objective, theta)
-        return objective.value_and_gradient()
+        nonlocal inside
+        try:
+            value, slope = objective.value_and_gradient()
+        except NumericalError:
+            if not trajectory.loss:
+                raise
+            # A trial step too long. Uphill from the last point that was none, so that the methods take it back.
+            away, rise = theta - inside[0], WALL * max(1.0, abs(inside[1]))
+            return inside[1] + rise, rise * away / away.square().sum().clamp(min=1e-300)
+        inside = (theta.clone(), value)
+        return value, slope
 
     plan: dict[str, object] = {"memory": memory, "expected_products": 50}
 

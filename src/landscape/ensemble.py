@@ -391,6 +391,6 @@ def _unstackable(error: Exception) -> Exception:
         first = text.strip().splitlines()[0][:200]
         return ProblemError(
             f"these networks cannot be stacked with torch.func: {first}",
-            "use --method lbfgs or newton-krylov, which take one network at a time",
+            "landscape descend --method lbfgs takes one network at a time, without torch.func.vmap",
         )
     return error

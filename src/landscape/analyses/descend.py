@@ -18,7 +18,7 @@ from landscape.certificate import TAU, TAUS, Certificate
 from landscape.certifying import certify_stack
 from landscape.descending import TARGETS, Progress, Trajectory, Way, descend_stack, flow_stack
 from landscape.descending_large import certify_large, descend_large
-from landscape.errors import LandscapeError, UsageError
+from landscape.errors import LandscapeError, ProblemError, UsageError
 from landscape.objective import Objective, build_objective
 from landscape.optim.damped import REASONS
 from landscape.parameters import Layout
@@ -254,11 +254,10 @@ def _one_large(
     for later in paths[1:]:
         path.follow(later)
     name = problem.loss if isinstance(problem.loss, str) else None
+    certificate = None
     if objective.layout.total <= DENSE_CERTIFICATE:
-        stack, theta = build_stack([problem], objective=objective, memory=settings.memory)
-        theta = objective.point().unsqueeze(0)
-        certificate = certify_stack(stack, theta, tau=settings.tau, full_data=full, halves=[path.second_half])[0]
-    else:
+        certificate = _dense_certificate(problem, objective, settings, full, path)
+    if certificate is None:
         certificate = certify_large(
             objective,
             loss_name=name,
@@ -291,6 +290,18 @@ def _one_large(
         objective.count,
         spent,
     )
+
+
+def _dense_certificate(
+    problem: Problem, objective: Objective, settings: DescendSettings, full: bool, path: Trajectory
+) -> Certificate | None:
+    """The certificate of the objective's θ from its exact Hessian; None for a network that cannot be stacked."""
+    stack, _ = build_stack([problem], objective=objective, memory=settings.memory)
+    theta = objective.point().unsqueeze(0)
+    try:
+        return certify_stack(stack, theta, tau=settings.tau, full_data=full, halves=[path.second_half])[0]
+    except ProblemError:
+        return None
 
 
 def _result(

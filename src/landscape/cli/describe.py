@@ -116,7 +116,10 @@ def print_checkpoint(found: Mapping[str, Any]) -> None:
     rows["dtypes"] = ", ".join(f"{d}: {c['tensors']} with {c['entries']:,}" for d, c in found["dtypes"].items())
     bad = found["not_finite"]
     rows["NaN or Inf"] = ", ".join(f"{n} in {name}" for name, n in bad.items()) or "none"
-    rows |= {f"header: {key}": short(value) for key, value in found["header"].items() if key != "coordinates"}
+    header = {key: value for key, value in found["header"].items() if key != "coordinates"}
+    if isinstance(certificate := header.pop("certificate", None), Mapping):
+        rows["certificate"] = f"{certificate.get('verdict')}: {certificate.get('reason')} (--json has all of it)"
+    rows |= {f"header: {key}": short(value) for key, value in header.items()}
     print_title(found["path"])
     print_pairs(rows | {f"note {n + 1}": note for n, note in enumerate(found["notes"])})
 
