@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import MISSING, field, fields
 from typing import TYPE_CHECKING, Any, TypeVar, Union, get_args, get_origin, get_type_hints
 
-from landscape.errors import ProblemError
+from landscape.errors import ProblemError, UsageError
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
@@ -42,6 +42,19 @@ def parse_settings(kind: type[S], values: Mapping[str, Any], what: str) -> S:
         if f.name not in values and f.default is MISSING and f.default_factory is MISSING:
             raise ProblemError(f"{what} needs the setting {f.name!r}", f"its settings: {', '.join(names)}")
     return kind(**{name: _converted(value, hints[name], f"{what}: {name}") for name, value in values.items()})
+
+
+def keyword_settings(kind: type[S], values: Mapping[str, Any], function: str) -> S:
+    """The settings of a library function from its keyword arguments.
+
+    Raises:
+        UsageError: one that does not exist; all that do are listed.
+    """
+    names = [f.name for f in fields(kind)]
+    for name in values:
+        if name not in names:
+            raise UsageError(f"{function} has no setting {name!r}", f"settings are {', '.join(names)}")
+    return kind(**values)
 
 
 def later(default: Any) -> Any:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
@@ -24,6 +24,7 @@ from landscape.optim.damped import REASONS
 from landscape.parameters import Layout
 from landscape.problem import Problem, at_point
 from landscape.results import Descended, Spent
+from landscape.settings import keyword_settings
 from landscape.stacking import build_stack, stack_key
 
 METHODS = ("auto", "newton", "flow", "lbfgs", "newton-krylov", "newton-mr")
@@ -111,11 +112,9 @@ def descend(
     Raises:
         ProblemError, UsageError, NumericalError: as `spectrum`.
     """
-    unknown = set(settings) - {f.name for f in fields(DescendSettings)}
-    if unknown:
-        names = ", ".join(f.name for f in fields(DescendSettings))
-        raise UsageError(f"descend has no setting {sorted(unknown)[0]!r}", f"settings are {names}")
-    found = run_descents([at_point(problem, point)], DescendSettings(**settings), progress)[0]
+    found = run_descents([at_point(problem, point)], keyword_settings(DescendSettings, settings, "descend"), progress)[
+        0
+    ]
     if isinstance(found, LandscapeError):
         raise found
     return found

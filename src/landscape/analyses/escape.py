@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
@@ -25,6 +25,7 @@ from landscape.objective import Objective, build_objective
 from landscape.problem import Problem, at_point
 from landscape.result_escapes import Escaped
 from landscape.results import Spent
+from landscape.settings import keyword_settings
 from landscape.stacking import build_stack
 
 # Dense Hessians up to here.
@@ -99,11 +100,7 @@ def escape(
     Raises:
         ProblemError, UsageError, NumericalError: as `spectrum`.
     """
-    unknown = set(settings) - {f.name for f in fields(EscapeSettings)}
-    if unknown:
-        names = ", ".join(f.name for f in fields(EscapeSettings))
-        raise UsageError(f"escape has no setting {sorted(unknown)[0]!r}", f"settings are {names}")
-    return run_escape(at_point(problem, point), EscapeSettings(**settings), progress)
+    return run_escape(at_point(problem, point), keyword_settings(EscapeSettings, settings, "escape"), progress)
 
 
 def run_escape(problem: Problem, settings: EscapeSettings, progress: Progress | None = None) -> Escaped:

@@ -12,13 +12,14 @@ from torch import Tensor
 
 from landscape.arithmetic import resolve_device, resolve_dtype
 from landscape.batches import length_of, read_batches, subset
-from landscape.errors import NumericalError, UsageError
+from landscape.errors import NumericalError
 from landscape.objective import Objective, build_objective
 from landscape.operators import CurvatureOperator
 from landscape.parameters import trainable
 from landscape.problem import Problem, at_point
 from landscape.ranks import ALONE, Ranks
 from landscape.results import Spectrum, Spent
+from landscape.settings import keyword_settings
 from landscape.spectral import exact as dense
 from landscape.spectral.cost import foreseen_seconds
 from landscape.spectral.failed import failed_spectrum
@@ -51,14 +52,12 @@ def spectrum(
         ProblemError: the model, data or loss cannot be analysed. UsageError: a setting makes no sense.
         NumericalError: the loss or a product is NaN or Inf.
     """
-    return run_spectrum(at_point(problem, point), SpectrumSettings(**_tidy(settings)), progress)
+    return run_spectrum(
+        at_point(problem, point), keyword_settings(SpectrumSettings, _tidy(settings), "spectrum"), progress
+    )
 
 
 def _tidy(settings: dict[str, Any]) -> dict[str, Any]:
-    unknown = set(settings) - {f.name for f in fields(SpectrumSettings)}
-    if unknown:
-        names = ", ".join(f.name for f in fields(SpectrumSettings))
-        raise UsageError(f"spectrum has no setting {sorted(unknown)[0]!r}", f"settings are {names}")
     if isinstance(settings.get("params"), str):
         settings["params"] = (settings["params"],)
     if isinstance(settings.get("params"), list):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
@@ -24,6 +24,7 @@ from landscape.objective import Objective, build_objective
 from landscape.problem import Problem, at_point
 from landscape.result_escapes import Widened
 from landscape.results import Spent
+from landscape.settings import keyword_settings
 from landscape.splitting import Foretold, Inner, foretell, inner_hessians
 from landscape.stacking import build_stack
 from landscape.structure import Hidden
@@ -102,11 +103,9 @@ def widen(
         UsageError: no such layer, neuron or share. ProblemError: ReLU behind the layer, embeddings, grouped or
             shared layers. NumericalError: NaN or Inf.
     """
-    unknown = set(settings) - {f.name for f in fields(WidenSettings)}
-    if unknown:
-        names = ", ".join(f.name for f in fields(WidenSettings))
-        raise UsageError(f"widen has no setting {sorted(unknown)[0]!r}", f"settings are {names}")
-    return run_widen(at_point(problem, point), WidenSettings(layer=layer, **settings), progress)
+    return run_widen(
+        at_point(problem, point), keyword_settings(WidenSettings, {"layer": layer, **settings}, "widen"), progress
+    )
 
 
 def run_widen(problem: Problem, settings: WidenSettings, progress: Progress | None = None) -> Widened:
