@@ -18,7 +18,7 @@ RANKS: dict[str, int] = {
             "parameters problem batches arithmetic memory objective curvature ranks plan planning operators results "
             "certificate structure ensemble stacking result_escapes",
             "spectral diagnosis models data symmetries certifying descending descending_large "
-            "escaping widening splitting",
+            "escaping widening splitting widen_settings",
             "analyses",
             "atomic checkpoint unpickling weights fitting exported loading problem_file coordinates store sweep "
             "run_files training training_stacks sweeps executors figures",

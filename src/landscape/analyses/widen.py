@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -18,69 +18,24 @@ from landscape.certificate import Certificate
 from landscape.certifying import certify_stack
 from landscape.descending import Progress, Way
 from landscape.ensemble import Stack
-from landscape.errors import NumericalError, ProblemError, UsageError
+from landscape.errors import NumericalError, ProblemError
 from landscape.escaping import best_steps, follow, kicks, profile
 from landscape.objective import Objective, build_objective
 from landscape.problem import Problem, at_point
 from landscape.result_escapes import Widened
 from landscape.results import Spent
 from landscape.settings import keyword_settings
-from landscape.splitting import Foretold, Inner, foretell, inner_hessians
+from landscape.splitting import foretell, inner_hessians
 from landscape.stacking import build_stack
 from landscape.structure import Hidden
+from landscape.widen_settings import SHARES, WidenSettings
 from landscape.widening import Split, find_hidden, require_smooth, smoothed, widened, width_of
 
-# Shares that are tried when none are given: inside (0, 1), where n_neg(B) is added, and outside, where n_pos(B) is.
-SHARES = ((-0.7, 1.7), (0.3, 0.7), (0.5, 0.5), (1.8, -0.8))
 # Dense wide Hessians up to here.
 DENSE = 3000
 # Points of a line on each side.
 HALF = 50
 SIDES = ("+", "-")
-
-
-@dataclass(frozen=True)
-class WidenSettings:
-    """All options of the analysis `widen`; the command line and the library share these names and defaults.
-
-    Attributes:
-        layer: linear or convolution layer whose neurons are split. following: the one that reads it, if the model's
-            graph does not say.
-        neurons: which, from 0; () for all. shares: of each split; the default is two inside and two outside [0, 1].
-        follow: step along the lowest eigenvector of every split that opens a way out, and descend.
-        controls: random kicks of the same length, in the wide network and in the narrow one.
-        smooth: β of the softplus that replaces ReLU; None: ReLU is refused.
-        tau: floor of the counts, relative to max |eigenvalue|. steps: iterations of each descent, at most.
-        samples, seed, device, memory: as elsewhere.
-    """
-
-    layer: str = ""
-    following: str | None = None
-    neurons: tuple[int, ...] = ()
-    shares: tuple[tuple[float, ...], ...] = SHARES
-    follow: bool = False
-    controls: int = 0
-    smooth: float | None = None
-    tau: float = 1e-8
-    steps: int = 1000
-    samples: int | None = None
-    seed: int = 0
-    device: str = "auto"
-    memory: int | None = None
-
-    def __post_init__(self) -> None:
-        if not self.layer:
-            raise UsageError("no layer is named", "say whose neurons to split: --layer NAME")
-        for name, least in (("controls", 0), ("steps", 1), ("samples", 1), ("memory", 1)):
-            value = getattr(self, name)
-            if value is not None and value < least:
-                raise UsageError(f"--{name} is {value}; it must be at least {least}")
-        if not 0 < self.tau < 1:
-            raise UsageError("--tau must lie in (0, 1)")
-
-    def as_dict(self) -> dict[str, Any]:
-        """Plain types, for identities and files."""
-        return {**asdict(self), "neurons": list(self.neurons), "shares": [list(s) for s in self.shares]}
 
 
 def widen(
@@ -403,4 +358,4 @@ def _name(split: Split) -> str:
     return f"{split.neuron}: {', '.join(f'{s:.4g}' for s in split.shares)}"
 
 
-__all__ = ["Foretold", "Inner", "WidenSettings", "narrow_problem", "run_widen", "widen"]
+__all__ = ["SHARES", "WidenSettings", "narrow_problem", "require_preserved", "run_widen", "widen"]
