@@ -383,3 +383,14 @@ def test_samples_are_not_all_data_in_any_certificate() -> None:
     found = escape(Problem(split_fixture().model, (x, y), "mse"), samples=500, steps=5)
     assert not found.full_data
     assert not found.certificate["full_data"]
+
+
+def test_embeddings_are_refused() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Embedding(5, 3), nn.Flatten(), nn.Linear(6, 4), nn.Tanh(), nn.Linear(4, 1)).double()
+    tokens = torch.randint(5, (20, 2))
+    problem = Problem(model, (tokens, torch.randn(20, 1, dtype=torch.float64)), "mse")
+    with pytest.raises(UsageError, match="is a Embedding, and only linear and convolution") as caught:
+        widen(problem, "0")
+    assert "2, 4" in (caught.value.hint or "")
+    assert widen(problem, "2", shares=((0.5, 0.5),)).preserved.max() < 1e-12

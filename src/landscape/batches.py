@@ -165,6 +165,15 @@ def subset(batches: Sequence[Batch], samples: int, seed: int) -> list[Batch]:
     return picked
 
 
+def chosen(problem: Problem, samples: int | None, seed: int) -> tuple[list[Batch], int | None]:
+    """The problem's batches, or a random subset of `samples` samples; and the size of the whole if it is a subset."""
+    batches = read_batches(problem)
+    total = sum(length_of(b) for b in batches)
+    if samples is None or not total or samples >= total:
+        return batches, None
+    return subset(batches, samples, seed), total
+
+
 def fingerprint(batches: Sequence[Batch]) -> str:
     """sha256 over shapes, dtypes and bytes of all tensors, and the text of everything else."""
     digest = hashlib.sha256()

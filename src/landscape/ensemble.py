@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import torch
 from torch import Tensor, nn
@@ -199,7 +200,7 @@ class Stack:
         sums: Tensor = torch.func.vmap(one, in_dims=(0, 0, axis, axis))(leaf, others, inputs, targets)
         return sums
 
-    @property
+    @cached_property
     def least_squares_like(self) -> bool:
         """Whether Gauss–Newton matrices can be made: a built-in loss over pairs of tensors."""
         if self.loss_name is None or not all(
@@ -216,7 +217,7 @@ class Stack:
             outputs.dim() == 2 and (targets.dim() == 1 or targets.is_floating_point())
         )
 
-    @property
+    @cached_property
     def outputs(self) -> int:
         """Numbers the network gives for one sample."""
         with torch.no_grad():

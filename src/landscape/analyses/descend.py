@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from landscape.arithmetic import resolve_device
-from landscape.batches import fingerprint, length_of, read_batches, subset
+from landscape.batches import chosen, fingerprint, read_batches
 from landscape.certificate import TAU, TAUS, Certificate
 from landscape.certifying import certify_stack
 from landscape.descending import TARGETS, Progress, Trajectory, Way, descend_stack, flow_stack
@@ -160,10 +160,8 @@ def _group(
     finished: Callable[[int, Descended | LandscapeError], None],
 ) -> None:
     """Problems of one architecture and data; what cannot be descended from is an error of its own."""
-    batches = read_batches(problems[0])
-    total = sum(length_of(b) for b in batches)
-    full = settings.samples is None or settings.samples >= total
-    used = batches if full else subset(batches, settings.samples or total, settings.seed)
+    used, population = chosen(problems[0], settings.samples, settings.seed)
+    full = population is None
     device = resolve_device(settings.device)
 
     def objective_of(k: int) -> Objective | None:

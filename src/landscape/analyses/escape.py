@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from landscape.arithmetic import resolve_device
-from landscape.batches import length_of, read_batches, subset
+from landscape.batches import chosen
 from landscape.certificate import TAU, TAUS, Certificate, SecondHalf
 from landscape.certifying import certify_stack
 from landscape.descending import Progress, Trajectory, Way, descend_stack
@@ -107,10 +107,8 @@ def run_escape(problem: Problem, settings: EscapeSettings, progress: Progress | 
     """`escape` with its settings as one object; see there."""
     start = time.perf_counter()
     tell = progress or (lambda stage, done, total: None)
-    batches = read_batches(problem)
-    total = sum(length_of(b) for b in batches)
-    full = settings.samples is None or settings.samples >= total
-    used = batches if full else subset(batches, settings.samples or total, settings.seed)
+    used, population = chosen(problem, settings.samples, settings.seed)
+    full = population is None
     objective = build_objective(problem, batches=used, device=resolve_device(settings.device), dtype=settings.dtype)
     stack, theta = build_stack([problem], objective=objective, memory=settings.memory)
     half = SecondHalf()

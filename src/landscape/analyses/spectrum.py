@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from landscape.arithmetic import resolve_device, resolve_dtype
-from landscape.batches import length_of, read_batches, subset
+from landscape.batches import chosen
 from landscape.errors import NumericalError
 from landscape.objective import Objective, build_objective
 from landscape.operators import CurvatureOperator
@@ -116,13 +116,7 @@ def run_spectrum(
 
 def _objective(problem: Problem, settings: SpectrumSettings, ranks: Ranks) -> tuple[Objective, int | None]:
     """The objective, and the size of the whole data set if only a part of it is used."""
-    batches = read_batches(problem)
-    population = None
-    if settings.samples is not None:
-        total = sum(length_of(b) for b in batches)
-        if total and settings.samples < total:
-            population = total
-            batches = subset(batches, settings.samples, settings.seed)
+    batches, population = chosen(problem, settings.samples, settings.seed)
     own = next(iter(trainable(problem.model).values())).dtype
     objective = build_objective(
         problem,

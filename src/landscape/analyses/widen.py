@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from landscape.arithmetic import resolve_device
-from landscape.batches import length_of, read_batches, subset, take
+from landscape.batches import chosen, read_batches, take
 from landscape.certificate import Certificate
 from landscape.certifying import certify_stack
 from landscape.descending import Progress, Way
@@ -29,7 +29,7 @@ from landscape.splitting import foretell, inner_hessians
 from landscape.stacking import build_stack
 from landscape.structure import Hidden
 from landscape.widen_settings import SHARES, WidenSettings
-from landscape.widening import Split, find_hidden, require_smooth, smoothed, widened, width_of
+from landscape.widening import Split, check_split, find_hidden, require_smooth, smoothed, widened, width_of
 
 # Dense wide Hessians up to here.
 DENSE = 3000
@@ -78,7 +78,9 @@ def run_widen(problem: Problem, settings: WidenSettings, progress: Progress | No
     if not math.isfinite(certificate.lambda_max):
         raise NumericalError("the Hessian has NaN or Inf entries", "`landscape doctor` looks for the layer")
     critical = certificate.stationary and not objective.weight_decay
+    values, vectors = torch.linalg.eigh(stack.hessians(theta)[0])
     floor = settings.tau * certificate.lambda_max
+    zeros = int((values.abs() <= floor).sum())
     foretold = [foretell(inner[s.neuron], s.shares, floor) for s in splits]
     offsets = _offsets(theta[0])
     columns = _measured(narrow, objective, hidden, splits, offsets, settings, tell)
@@ -96,12 +98,12 @@ def run_widen(problem: Problem, settings: WidenSettings, progress: Progress | No
         neuron=np.array([s.neuron for s in splits], dtype=np.int64),
         share=_padded(splits),
         predicted_negative=_counts([certificate.negative + f.negative for f in foretold], critical),
-        predicted_zero=_counts([_zeros(stack, theta, settings) + f.zero for f in foretold], critical),
+        predicted_zero=_counts([zeros + f.zero for f in foretold], critical),
         lambda_bound=np.array([f.lowest if critical else math.nan for f in foretold]),
         inner_eigenvalue=np.stack([inner[s.neuron].eigenvalues.cpu().numpy() for s in splits]),
-        narrow_zero=_zeros(stack, theta, settings),
+        narrow_zero=zeros,
         offset_length=offsets.cpu().numpy(),
-        old_loss=_old_line(stack, theta, offsets),
+        old_loss=profile(stack, theta, vectors[:, :1].mT, offsets.unsqueeze(0))[0].cpu().numpy(),
         spent=Spent(0, time.perf_counter() - start, "float64", str(objective.device), {"notes": ()}),
     )
 
@@ -115,18 +117,13 @@ def narrow_problem(problem: Problem, smooth: float | None) -> Problem:
 
 def _narrow(problem: Problem, settings: WidenSettings) -> tuple[Objective, Problem]:
     narrow = narrow_problem(problem, settings.smooth)
-    batches = read_batches(narrow)
-    total = sum(length_of(b) for b in batches)
-    if settings.samples is not None and settings.samples < total:
-        batches = subset(batches, settings.samples, settings.seed)
+    batches, _ = chosen(narrow, settings.samples, settings.seed)
     narrow = Problem(narrow.model, batches, narrow.loss, narrow.weight_decay)
     objective = build_objective(narrow, batches=batches, device=resolve_device(settings.device), dtype=torch.float64)
     return objective, narrow
 
 
 def _splits(model: nn.Module, hidden: Hidden, settings: WidenSettings) -> list[Split]:
-    from landscape.widening import check_split
-
     width = width_of(model, hidden.layer)
     found = [Split(j, s) for j in (settings.neurons or range(width)) for s in settings.shares]
     for split in found:
@@ -244,12 +241,6 @@ def _offsets(theta: Tensor) -> Tensor:
     return torch.linspace(-reach, reach, 2 * HALF + 1, dtype=theta.dtype, device=theta.device)
 
 
-def _old_line(stack: Stack, theta: Tensor, offsets: Tensor) -> np.ndarray:
-    """L along the narrow network's lowest eigenvector."""
-    direction = torch.linalg.eigh(stack.hessians(theta)[0])[1][:, 0]
-    return profile(stack, theta, direction.unsqueeze(0), offsets.unsqueeze(0))[0].cpu().numpy()
-
-
 def _follow(
     stack: Stack,
     theta: Tensor,
@@ -331,11 +322,6 @@ def _narrow_fields(c: Certificate, settings: WidenSettings) -> dict[str, Any]:
         "narrow_lambda_max": c.lambda_max,
         "tau_relative": settings.tau,
     }
-
-
-def _zeros(stack: Stack, theta: Tensor, settings: WidenSettings) -> int:
-    values = torch.linalg.eigvalsh(stack.hessians(theta)[0])
-    return int((values.abs() <= settings.tau * values.abs().max()).sum())
 
 
 def _counts(values: list[int], critical: bool) -> np.ndarray:
