@@ -13,15 +13,15 @@ RANKS: dict[str, int] = {
     name: rank
     for rank, names in enumerate(
         (
-            "errors settings interrupts identity basis",
+            "errors settings interrupts identity basis pieces",
             "linalg optim",
             "parameters problem batches arithmetic memory objective curvature ranks plan planning operators results "
             "certificate structure ensemble stacking result_escapes",
             "spectral diagnosis models data symmetries certifying descending descending_large "
             "escaping widening splitting widen_settings",
             "analyses",
-            "atomic checkpoint unpickling weights fitting exported loading problem_file coordinates store sweep "
-            "run_files training training_stacks sweeps executors figures",
+            "atomic piece_files checkpoint unpickling weights fitting exported loading problem_file coordinates store "
+            "sweep run_files training training_stacks sweeps executors figures",
             "cli",
         )
     )

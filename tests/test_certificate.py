@@ -333,19 +333,19 @@ def test_lanczos_certificates_of_planted_quadratics(lowest: float, products: int
     eigenvalues = torch.linspace(0.2, 1.0, 300, dtype=torch.float64)
     eigenvalues[0] = lowest
     objective = build_objective(surface(quadratic(eigenvalues), torch.zeros(300, dtype=torch.float64)))
-    made = certify_large(objective, loss_name=None, tau=1e-2, max_products=products)
+    made, _ = certify_large(objective, loss_name=None, tau=1e-2, max_products=products)
     assert made.verdict == wanted
     assert made.lambda_min.low - 1e-12 <= lowest <= made.lambda_min.high + 1e-12
     if wanted == "unresolved":
         assert made.products_needed is not None
-        again = certify_large(objective, loss_name=None, tau=1e-2, max_products=made.products_needed)
+        again, _ = certify_large(objective, loss_name=None, tau=1e-2, max_products=made.products_needed)
         assert again.verdict == "degenerate"
 
 
 def test_dense_and_lanczos_certificates_agree() -> None:
     problem = fixture_problem()
     dense = certify_stack(*build_stack([problem]))[0]
-    large = certify_large(build_objective(problem), loss_name="mse", tau=1e-6)
+    large, _ = certify_large(build_objective(problem), loss_name="mse", tau=1e-6)
     assert large.verdict == dense.verdict == "minimum"
     assert large.lambda_min.value == pytest.approx(dense.lambda_min.value, rel=1e-6)
 

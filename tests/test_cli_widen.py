@@ -7,6 +7,7 @@ import os
 import re
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -109,6 +110,37 @@ def test_escape_goes_on_from_what_widen_wrote(critical: Path) -> None:
     assert both.returncode == 0, both.stderr
     assert "verdicts:" in both.stdout
     assert "--descend" in both.stderr
+
+
+def test_an_escape_of_a_large_network_resumes_after_kill(critical: Path) -> None:
+    settings = MODEL | {"width": 400}
+    header = {"model": "mlp", "model_settings": settings, "data": "teacher", "data_settings": TEACHER, "loss": "mse"}
+    write_checkpoint(critical / "large.pt", build_model("mlp", settings, 1).double(), header)
+    command = ("escape", "large.pt", "--json", "--steps", "60", "--max-products", "40", "-o", "large")
+    aside, place = critical / "large" / ".large.escape.h5.pieces", critical / "large" / "large.escape.h5"
+    arguments = [sys.executable, "-m", "landscape", *command]
+    with subprocess.Popen(arguments, cwd=critical, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        until = time.monotonic() + 120
+        while not aside.exists() and time.monotonic() < until:
+            time.sleep(0.005)
+        process.kill()
+    before = aside.read_bytes()
+    assert not place.exists()
+    done = run(*command, cwd=critical)
+    assert done.returncode == 0, done.stderr
+    assert not aside.exists()
+    report = json.loads(done.stdout)
+    assert report["loss"]["after"] < report["loss"]["before"]
+    place.unlink()
+    aside.write_bytes(before[: len(before) // 2])  # damaged: as good as none
+    again = json.loads(run(*command, cwd=critical).stdout)
+    assert again["loss"] == pytest.approx(report["loss"], rel=1e-6)
+
+
+def test_part_of_the_data_is_said_to_be_one(critical: Path) -> None:
+    done = run("widen", "start.descend.pt", "--layer", "0", "--samples", "20", "--json", "-o", "part", cwd=critical)
+    assert "for the 20 samples used" in done.stderr
+    assert json.loads(done.stdout)["full_data"] is False
 
 
 @pytest.mark.parametrize(

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,15 +14,17 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from landscape.analyses.escape import escape
+from landscape.analyses.escape import EscapeSettings, escape, run_escape
 from landscape.analyses.widen import widen
 from landscape.certifying import certify_stack
 from landscape.errors import ProblemError, UsageError
 from landscape.models.parts import SigmoidSoftplus
 from landscape.objective import build_objective
+from landscape.pieces import KeptPieces
 from landscape.problem import Problem
 from landscape.splitting import foretell, inner_hessians
 from landscape.stacking import build_stack
+from landscape.structure import Hidden
 from landscape.widening import Split, find_hidden, shares_of, smoothed, widened, with_fresh
 from test_certificate import fixture_problem
 
@@ -288,6 +292,48 @@ def test_relu_is_refused_and_softplus_takes_its_place() -> None:
     assert float(close.abs().max()) < 1e-3
 
 
+class Functional(nn.Module):
+    """ReLU as a function, not a module."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Linear(2, 3), nn.Linear(3, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        z: Tensor = self.last(nn.functional.relu(self.first(x)))
+        return z
+
+
+def test_relu_as_a_function_is_smoothed_as_well() -> None:
+    problem = relu_problem()
+    torch.manual_seed(0)
+    functional = Problem(Functional().double(), problem.data, "mse")
+    with pytest.raises(ProblemError, match="second derivative is zero"):
+        widen(functional, "first")
+    found = widen(functional, "first", smooth=20.0, shares=((0.5, 0.5),))
+    other = widen(relu_problem(), "0", smooth=20.0, shares=((0.5, 0.5),))
+    assert found.loss == pytest.approx(other.loss, rel=1e-12)
+    np.testing.assert_allclose(found.inner_eigenvalue, other.inner_eigenvalue, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize(("layer", "following"), [("first", "second"), ("second", "last")])
+def test_tied_layers_are_not_widened_alone(layer: str, following: str) -> None:
+    class Tied(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.second, self.last = nn.Linear(3, 3), nn.Linear(3, 3), nn.Linear(3, 1)
+            self.second.weight = self.first.weight
+
+        def forward(self, x: Tensor) -> Tensor:
+            z: Tensor = self.last(torch.tanh(self.second(torch.tanh(self.first(x)))))
+            return z
+
+    with pytest.raises(ProblemError, match="tied"):
+        widen(Problem(Tied().double(), (torch.randn(9, 3).double(), torch.randn(9, 1).double()), "mse"), layer)
+    with pytest.raises(ProblemError, match="tied"):
+        widened(Tied(), Hidden(layer, following, ()), [Split(0, (0.5, 0.5))])
+
+
 class Residual(nn.Module):
     """x + f(x): something besides the next layer reads the first one."""
 
@@ -360,6 +406,35 @@ def test_large_networks_escape_without_dense_hessians(monkeypatch: pytest.Monkey
     assert found.direction_value == pytest.approx(GOLDEN[2.0], rel=1e-3)
     assert found.loss_after < found.loss
     assert found.verdict == "escaped"
+
+
+def test_a_large_escape_goes_on_where_it_was_interrupted(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("landscape.analyses.escape.DENSE", 5)
+    monkeypatch.setattr("landscape.analyses.escape.DENSE_STEPS", 5)
+    monkeypatch.setattr(KeptPieces, "due", lambda self: True)
+    kept: dict[str, Any] = {}
+
+    def save(pieces: dict[str, Any]) -> None:
+        kept.clear()
+        kept.update(copy.deepcopy(pieces))
+        if "descents 0 lbfgs" in pieces and len(pieces["descents 0 lbfgs"]["trajectory"]["loss"]) == 10:
+            raise KeyboardInterrupt
+
+    settings = EscapeSettings(steps=60, max_products=60)
+    problem = split_fixture(2.0)
+    with pytest.raises(KeyboardInterrupt):
+        run_escape(problem, settings, pieces=KeptPieces({}, save))
+    half = kept["descents 0 lbfgs"]["trajectory"]["loss"]
+    assert "ended" not in kept["descents 0 lbfgs"]
+    monkeypatch.setattr("landscape.analyses.escape.certify_large", lambda *a, **k: pytest.fail("certified again"))
+    found = run_escape(problem, settings, pieces=KeptPieces(dict(kept), lambda pieces: kept.update(pieces)))
+    assert found.verdict == "escaped"
+    assert kept["descents 0 lbfgs"]["trajectory"]["loss"][: len(half)] == half
+    assert len(kept["descents 0 lbfgs"]["trajectory"]["loss"]) <= settings.steps + 1
+    assert found.path_loss is not None
+    assert np.all(np.diff(found.path_loss) <= 1e-12)
+    again = run_escape(problem, settings, pieces=KeptPieces(dict(kept), lambda pieces: pytest.fail("all was there")))
+    assert again.loss_after == found.loss_after
 
 
 def test_at_interpolation_nothing_is_foretold_of_noise() -> None:

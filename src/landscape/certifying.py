@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -18,6 +19,30 @@ FLOOR = 1e5
 NEAR, OPPOSED = 0.2, 3.0
 # Bytes of Hessians at a time.
 HESSIAN_BYTES = 2**28
+
+
+@dataclass(frozen=True)
+class DenseHessians:
+    """Hessians of a stack with their eigenpairs.
+
+    Attributes:
+        matrix: [A, P, P], zeros where not finite. finite: [A]. asymmetry: Frobenius norms of what making them
+            symmetric removed [A]. values, vectors: ascending [A, P], and columns [A, P, P].
+    """
+
+    matrix: Tensor
+    finite: Tensor
+    asymmetry: Tensor
+    values: Tensor
+    vectors: Tensor
+
+
+def dense_hessians(stack: Stack, theta: Tensor, rows: Tensor | None = None) -> DenseHessians:
+    """Hessians of θ [A, P] of the members `rows` [A], decomposed."""
+    matrix, asymmetry = stack.hessians_measured(theta, rows)
+    finite = torch.isfinite(matrix).flatten(1).all(1)
+    safe = torch.where(finite[:, None, None], matrix, torch.zeros_like(matrix))
+    return DenseHessians(safe, finite, asymmetry, *torch.linalg.eigh(safe))
 
 
 def certify_stack(
@@ -42,24 +67,32 @@ def certify_stack(
     size = max(1, HESSIAN_BYTES // (8 * stack.parameters**2))
     found: list[Certificate] = []
     for part, numbers in zip(torch.split(theta, size), torch.split(index, size), strict=True):
-        found += _certify(stack, part, numbers, tau, full_data, known)
+        found += certify_dense(stack, part, dense_hessians(stack, part, numbers), numbers, tau, full_data, known)
     if halves is not None:
         found = [c.after(h) for c, h in zip(found, halves, strict=True)]
     return found
 
 
-def _certify(
-    stack: Stack, theta: Tensor, rows: Tensor, tau: float, full_data: bool, symmetries: Symmetries
+def certify_dense(
+    stack: Stack,
+    theta: Tensor,
+    hessians: DenseHessians,
+    rows: Tensor | None = None,
+    tau: float = TAU,
+    full_data: bool = True,
+    symmetries: Symmetries | None = None,
 ) -> list[Certificate]:
+    """As `certify_stack`, from Hessians that the caller has taken at θ."""
+    if symmetries is None:
+        symmetries = symmetries_of(stack.model, stack.layout, stack.loss_name)
     eps = torch.finfo(theta.dtype).eps
     value, gradient = stack.values_and_gradients(theta, rows)
-    matrix, asymmetry = stack.hessians_measured(theta, rows)
-    finite = torch.isfinite(matrix).flatten(1).all(1) & torch.isfinite(value)
-    safe = torch.where(finite[:, None, None], matrix, torch.zeros_like(matrix))
-    eigenvalues, eigenvectors = torch.linalg.eigh(safe)
+    finite = hessians.finite & torch.isfinite(value)
+    eigenvalues, eigenvectors = hessians.values, hessians.vectors
     largest = eigenvalues.abs().amax(1)
     # As `linalg.dense.dense_spectrum`: what symmetry shows of the products' error, and one rounding a column.
-    bound = asymmetry + math.sqrt(stack.parameters) * eps * largest + eps * stack.saturation(theta, rows)
+    rounding = math.sqrt(stack.parameters) * eps * largest + eps * stack.saturation(theta, rows)
+    bound = hessians.asymmetry + rounding
     slope = (eigenvectors.mT @ gradient.unsqueeze(2)).squeeze(2)
     beyond = eigenvalues.abs() > tau * largest.unsqueeze(1)
     decrement = (slope.square() / eigenvalues.abs().clamp(min=1e-300) * beyond).sum(1).sqrt()
@@ -88,7 +121,7 @@ def _certify(
         least: float = lowest[i]
         explained: dict[str, int] = {}
         if symmetries.any and finite[i] and lowest[i] <= tau * row["lambda_max"]:
-            least, explained = _least_beyond(symmetries, theta[i], safe[i], row["lambda_max"], lowest[i])
+            least, explained = _least_beyond(symmetries, theta[i], hessians.matrix[i], row["lambda_max"], lowest[i])
         certificates.append(
             Certificate(
                 dtype=str(theta.dtype).removeprefix("torch."),

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -87,6 +88,18 @@ class Trajectory:
             if number > 0:
                 self.kept.append(number + offset)
                 self.points.append(point)
+
+    def as_plain(self) -> dict[str, Any]:
+        """Plain types and tensors; `from_plain` makes it again."""
+        points = [torch.from_numpy(point) for point in self.points]
+        lists = {name: list(getattr(self, name)) for name in ("loss", "gradient_inf", "norm", "kept")}
+        return {**lists, "points": points}
+
+    @classmethod
+    def from_plain(cls, values: Mapping[str, Any]) -> Trajectory:
+        """The trajectory of `as_plain`."""
+        loss, gradient_inf, norm, kept = (list(values[name]) for name in ("loss", "gradient_inf", "norm", "kept"))
+        return cls(loss, gradient_inf, norm, kept, [point.numpy() for point in values["points"]])
 
     @property
     def second_half(self) -> SecondHalf:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import dataclass, fields
 from typing import Any
 
 import torch
@@ -18,6 +19,7 @@ from landscape.linalg.lanczos import Extremes
 from landscape.objective import Objective, gradients
 from landscape.operators import CurvatureOperator
 from landscape.optim.large import Ended, lbfgs, newton_krylov, newton_mr
+from landscape.pieces import FORGETFUL, Pieces
 from landscape.spectral.extremes import MIXED_IN, basis_room, find_extremes
 from landscape.symmetries import symmetries_of, zero_modes
 
@@ -32,19 +34,71 @@ WALL = 1e3
 
 
 def descend_large(
-    objective: Objective, way: Way, method: str, memory: int | None = None, progress: Progress | None = None
+    objective: Objective,
+    way: Way,
+    method: str,
+    memory: int | None = None,
+    progress: Progress | None = None,
+    pieces: Pieces = FORGETFUL,
+    name: str = "descent",
 ) -> tuple[Ended, Trajectory]:
-    """From the objective's θ; its model is moved along. `method`: "lbfgs", "newton-krylov" or "newton-mr"."""
-    trajectory = Trajectory()
-    start = objective.point()
-    inside = (start, 0.0)
+    """From the objective's θ; its model is moved along.
+
+    Args:
+        method: "lbfgs", "newton-krylov" or "newton-mr".
+        pieces: θ and the trajectory are put aside under `name` now and then; a descent goes on from there, without
+            what its method had learnt of the curvature.
+    """
+    aside = pieces.get(name)
+    trajectory, start = Trajectory(), objective.point()
+    if aside is not None:
+        trajectory, start = Trajectory.from_plain(aside["trajectory"]), aside["theta"].to(start)
+        if "ended" in aside:
+            move(objective, start)
+            return Ended(start, **aside["ended"]), trajectory
+    again = aside is not None
     keep = way.keep_points and len(start) <= SNAPSHOT_PARAMETERS
 
+    def put(theta: Tensor, **more: Any) -> None:
+        pieces.put(name, {"theta": theta.cpu(), "trajectory": trajectory.as_plain(), **more})
+
     def observe(theta: Tensor, value: float, slope: Tensor) -> None:
+        nonlocal again
         size = float(slope.abs().max())
-        trajectory.add(value, size, float(theta.norm()), theta if keep else None)
+        if not again:  # the first point of a descent that goes on is the last one of the earlier part
+            trajectory.add(value, size, float(theta.norm()), theta if keep else None)
+        again = False
         if progress is not None:
             progress(f"loss {value:.6g}, max |gradient| {size:.1e}", len(trajectory.loss), way.steps)
+        if pieces.due():
+            put(theta)
+
+    gradient = _walled(objective, start, trajectory)
+    plan: dict[str, object] = {"memory": memory, "expected_products": 50}
+
+    def products(theta: Tensor) -> Callable[[Tensor], Tensor]:
+        move(objective, theta)
+        operator = CurvatureOperator(objective, **plan)  # type: ignore[arg-type]
+        plan.update(strategy=operator.plan.strategy, batch_size=operator.plan.chunk)  # timed once
+        return operator
+
+    left = way.steps - max(0, len(trajectory.loss) - 1)
+    limits = {"tolerance": way.gradient, "steps": left, "observe": observe}
+    if method == "lbfgs":
+        ended = lbfgs(gradient, start, **limits)  # type: ignore[arg-type]
+    else:
+        solver = newton_krylov if method == "newton-krylov" else newton_mr
+        ended = solver(gradient, products, start, **limits)  # type: ignore[arg-type]
+    move(objective, ended.theta)
+    if keep:
+        trajectory.keep(len(trajectory.loss) - 1, ended.theta)
+    put(ended.theta, ended={f.name: getattr(ended, f.name) for f in fields(Ended) if f.name != "theta"})
+    return ended, trajectory
+
+
+def _walled(objective: Objective, start: Tensor, trajectory: Trajectory) -> Callable[[Tensor], tuple[float, Tensor]]:
+    """L and ∇L; where the loss overflows on the way, a slope back to the last point where it did not."""
+    inside = (start, 0.0)
 
     def gradient(theta: Tensor) -> tuple[float, Tensor]:
         move(objective, theta)
@@ -60,24 +114,7 @@ def descend_large(
         inside = (theta.clone(), value)
         return value, slope
 
-    plan: dict[str, object] = {"memory": memory, "expected_products": 50}
-
-    def products(theta: Tensor) -> Callable[[Tensor], Tensor]:
-        move(objective, theta)
-        operator = CurvatureOperator(objective, **plan)  # type: ignore[arg-type]
-        plan.update(strategy=operator.plan.strategy, batch_size=operator.plan.chunk)  # timed once
-        return operator
-
-    limits = {"tolerance": way.gradient, "steps": way.steps, "observe": observe}
-    if method == "lbfgs":
-        ended = lbfgs(gradient, start, **limits)  # type: ignore[arg-type]
-    else:
-        solver = newton_krylov if method == "newton-krylov" else newton_mr
-        ended = solver(gradient, products, start, **limits)  # type: ignore[arg-type]
-    move(objective, ended.theta)
-    if keep:
-        trajectory.keep(len(trajectory.loss) - 1, ended.theta)
-    return ended, trajectory
+    return gradient
 
 
 def move(objective: Objective, theta: Tensor) -> None:
@@ -85,6 +122,15 @@ def move(objective: Objective, theta: Tensor) -> None:
     with torch.no_grad():
         for parameter, value in zip(objective.parameters, objective.layout.unflatten(theta), strict=True):
             parameter.copy_(value)
+
+
+@dataclass(frozen=True)
+class LowestPair:
+    """The lowest eigenpair that was found: value, unit vector [P], explicit residual ‖Hv − value v‖."""
+
+    value: float
+    vector: Tensor
+    residual: float
 
 
 def certify_large(
@@ -98,9 +144,9 @@ def certify_large(
     memory: int | None = None,
     max_products: int = 500,
     progress: Progress | None = None,
-) -> Certificate:
+) -> tuple[Certificate, LowestPair]:
     """The certificate of the objective's θ: the lowest eigenvalue as a Rayleigh quotient (an upper bound) and an
-    exclusion bound, which holds with probability 1 − 1e-3 over the random start."""
+    exclusion bound, which holds with probability 1 − 1e-3 over the random start; and the pair of that eigenvalue."""
     value, gradient = objective.value_and_gradient()
     n, eps = objective.layout.total, torch.finfo(objective.dtype).eps
     operator = CurvatureOperator(objective, memory=memory, expected_products=max_products)
@@ -131,7 +177,8 @@ def certify_large(
     )
     interval = Interval(lowest, -math.inf if math.isnan(low) else low - noise, lowest + noise)
     image = operator(gradient)
-    return Certificate(
+    pair = _pair(operator, first.bottom_vector[:, 0].contiguous())
+    certificate = Certificate(
         dtype=str(objective.dtype).removeprefix("torch."),
         full_data=full_data,
         parameters=n,
@@ -155,29 +202,13 @@ def certify_large(
         products=operator.products,
         products_needed=products_to_settle(n, found, tau),
     )
+    return certificate, pair
 
 
-def lowest_pair(
-    objective: Objective, seed: int, max_products: int, memory: int | None = None
-) -> tuple[float, Tensor, float]:
-    """The lowest eigenpair of the Hessian by Lanczos: value, unit vector [P], explicit residual."""
-    operator = CurvatureOperator(objective, memory=memory, expected_products=max_products)
-    found = find_extremes(
-        operator,
-        top=1,
-        bottom=1,
-        rtol=1e-4,
-        tau=1e-9,
-        noise=0.0,
-        max_products=max_products,
-        room=basis_room(operator, memory, 2),
-        generator=torch.Generator().manual_seed(seed),
-        towards=objective.value_and_gradient()[1],
-    )
-    vector = found.bottom_vector[:, 0].contiguous()
+def _pair(operator: CurvatureOperator, vector: Tensor) -> LowestPair:
     image = operator(vector)
     value = float(vector @ image)
-    return value, vector, float((image - value * vector).norm())
+    return LowestPair(value, vector, float((image - value * vector).norm()))
 
 
 def _lowest(

@@ -8,12 +8,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from landscape.certificate import Certificate
+from landscape.certificate import Certificate, from_dict
 from landscape.certifying import certify_stack
 from landscape.descending import Progress, Trajectory, Way, descend_stack
 from landscape.descending_large import certify_large, descend_large, move
 from landscape.ensemble import Stack
 from landscape.objective import Objective
+from landscape.pieces import FORGETFUL, Pieces
 
 # Dense Newton steps up to so many parameters.
 DENSE_STEPS = 1000
@@ -125,22 +126,30 @@ def follow_large(
     way: Way,
     tau: float,
     progress: Progress | None = None,
+    pieces: Pieces = FORGETFUL,
+    name: str = "descents",
     **limits: Any,
 ) -> Followed:
     """As `follow` for one network without dense Hessians: one start after the other, by L-BFGS and Newton–Krylov.
 
     Args:
-        objective: of the network; its model is moved. limits: seed, memory, max_products
-            and full_data of `certify_large`.
+        objective: of the network; its model is moved. pieces: where descents are put aside, under `name`.
+        limits: seed, memory, max_products and full_data of `certify_large`.
     """
     certificates, paths, ends = [], [], []
-    for start in starts:
+    for number, start in enumerate(starts):
+        label, memory = f"{name} {number}", limits["memory"]
         move(objective, start)
-        path = descend_large(objective, way, "lbfgs", limits["memory"], progress)[1]
-        path.follow(descend_large(objective, way, "newton-krylov", limits["memory"], progress)[1])
-        certificate = certify_large(
-            objective, loss_name=stack.loss_name, tau=tau, half=path.second_half, progress=progress, **limits
-        )
+        path = descend_large(objective, way, "lbfgs", memory, progress, pieces, f"{label} lbfgs")[1]
+        path.follow(descend_large(objective, way, "newton-krylov", memory, progress, pieces, f"{label} newton")[1])
+        aside = pieces.get(f"{label} certificate")
+        if aside is None:
+            certificate, _ = certify_large(
+                objective, loss_name=stack.loss_name, tau=tau, half=path.second_half, progress=progress, **limits
+            )
+            pieces.put(f"{label} certificate", certificate.as_dict())
+        else:
+            certificate = from_dict(aside)
         certificates.append(certificate)
         paths.append(path)
         ends.append(objective.point())

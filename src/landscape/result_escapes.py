@@ -56,6 +56,8 @@ class Escaped(Result):
     side_loss: np.ndarray = field_of("loss where the descent from there ended; NaN: not followed", "side", units=LOSS)
     side_verdict: np.ndarray = field_of("what kind of point that is", "side")
     side_lambda_min: np.ndarray = field_of("lowest eigenvalue there; NaN: not followed", "side", units=CURVATURE)
+    side_lambda_min_low: np.ndarray = field_of("lower end of its interval", "side", units=CURVATURE)
+    side_lambda_min_high: np.ndarray = field_of("upper end of its interval", "side", units=CURVATURE)
     side_gradient_inf: np.ndarray = field_of("largest entry of the gradient there", "side", units=SLOPE)
     side_norm: np.ndarray = field_of("norm of the parameters there", "side")
 
@@ -92,6 +94,7 @@ class Widened(Result):
     reason: str
     critical: bool
     followed: bool
+    full_data: bool
 
     parameters: int = field_of("number of trainable parameters of the narrow network")
     samples: int = field_of("number of samples (the loss's total count)")
@@ -100,6 +103,8 @@ class Widened(Result):
     narrow_negative: int = field_of("eigenvalues of the narrow network's Hessian below -tau max |eigenvalue|")
     narrow_zero: int = field_of("its eigenvalues within that of zero")
     narrow_lambda_min: float = field_of("its lowest eigenvalue", units=CURVATURE)
+    narrow_lambda_min_low: float = field_of("lower end of its interval", units=CURVATURE)
+    narrow_lambda_min_high: float = field_of("upper end of its interval", units=CURVATURE)
     narrow_lambda_max: float = field_of("its largest |eigenvalue|", units=CURVATURE)
     tau_relative: float = field_of("floor of the counts, relative to max |eigenvalue|")
 

@@ -8,16 +8,21 @@ layers, normalisations by running statistics and pools between them included.
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+import functools
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.overrides import TorchFunctionMode
 
 from landscape.errors import ProblemError, UsageError
 from landscape.structure import WEIGHTED, Hidden, hidden_layers
 
 # Second derivatives that vanish almost everywhere: the second-order test says nothing there.
+RELUS = (F.relu, torch.relu, Tensor.relu, torch.relu_, Tensor.relu_)
 KINKED = (nn.ReLU, nn.LeakyReLU, nn.ReLU6, nn.PReLU, nn.Hardtanh, nn.Threshold)
 
 
@@ -79,7 +84,7 @@ def require_smooth(model: nn.Module, hidden: Hidden) -> None:
 
 
 def smoothed(model: nn.Module, beta: float) -> nn.Module:
-    """A copy with softplus(β) for every ReLU.
+    """A copy with softplus(β) for every ReLU, be it a module or a call in `forward`.
 
     Raises:
         UsageError: β is not positive.
@@ -91,7 +96,32 @@ def smoothed(model: nn.Module, beta: float) -> nn.Module:
         for name, child in list(parent._modules.items()):  # every place of a module that is used several times
             if isinstance(child, nn.ReLU):
                 setattr(parent, name, nn.Softplus(beta))
+    made.__class__ = _smooth_class(type(made), beta)
     return made
+
+
+class _Softplus(TorchFunctionMode):
+    """Inside, calls of ReLU are calls of softplus(β)."""
+
+    def __init__(self, beta: float) -> None:
+        super().__init__()
+        self.beta = beta
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        return F.softplus(args[0], self.beta) if func in RELUS else func(*args, **(kwargs or {}))
+
+
+def _smooth_class(kind: type[nn.Module], beta: float) -> type[nn.Module]:
+    """The class with its forward pass inside `_Softplus`."""
+
+    @functools.wraps(kind.forward)
+    def forward(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        with _Softplus(beta):
+            return kind.forward(self, *args, **kwargs)
+
+    return type(kind.__name__, (kind,), {"forward": forward, "__module__": kind.__module__})
 
 
 def widened(model: nn.Module, hidden: Hidden, splits: Sequence[Split]) -> nn.Module:
@@ -188,6 +218,7 @@ def _rebuilt(model: nn.Module, hidden: Hidden, source: list[int], factor: list[f
             f"{hidden.next!r} reads {incoming} numbers, not some of each of the {width} neurons of {hidden.layer!r}",
             "grouped convolutions and layers that mix in other inputs cannot be widened",
         )
+    _refuse_tied(made, hidden)
     index = torch.tensor(source)
     _select(first, index, "out_features" if isinstance(first, nn.Linear) else "out_channels", len(source))
     for norm in norms_between(made, hidden, width):
@@ -200,6 +231,21 @@ def _rebuilt(model: nn.Module, hidden: Hidden, source: list[int], factor: list[f
     second.weight = nn.Parameter(chosen, requires_grad=weight.requires_grad)
     setattr(second, "in_features" if isinstance(second, nn.Linear) else "in_channels", len(columns))
     return made
+
+
+def _refuse_tied(model: nn.Module, hidden: Hidden) -> None:
+    """Layers whose parameters are used elsewhere as well cannot be given more neurons alone. Raises ProblemError."""
+    names: dict[int, list[str]] = {}
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        names.setdefault(id(parameter), []).append(name)
+    for layer in (hidden.layer, hidden.next):
+        for parameter in model.get_submodule(layer).parameters(recurse=False):
+            tied = names[id(parameter)]
+            if len(tied) > 1:
+                raise ProblemError(
+                    f"{tied[0]} and {tied[1]} are tied: one tensor, which cannot be widened in one place alone",
+                    "name another layer with --layer",
+                )
 
 
 def _select(module: nn.Module, index: Tensor, size: str, value: int) -> None:

@@ -255,7 +255,7 @@ def _one_large(
     if objective.layout.total <= DENSE_CERTIFICATE:
         certificate = _dense_certificate(problem, objective, settings, full, path)
     if certificate is None:
-        certificate = certify_large(
+        certificate, _ = certify_large(
             objective,
             loss_name=name,
             tau=settings.tau,

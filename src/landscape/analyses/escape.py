@@ -14,14 +14,15 @@ from torch import Tensor
 
 from landscape.arithmetic import resolve_device
 from landscape.batches import chosen
-from landscape.certificate import TAU, TAUS, Certificate, SecondHalf
-from landscape.certifying import certify_stack
+from landscape.certificate import TAU, TAUS, Certificate, SecondHalf, from_dict
+from landscape.certifying import certify_dense, dense_hessians
 from landscape.descending import Progress, Trajectory, Way, descend_stack
-from landscape.descending_large import certify_large, descend_large, lowest_pair, move
+from landscape.descending_large import LowestPair, certify_large, descend_large, move
 from landscape.ensemble import Stack
 from landscape.errors import NumericalError, UsageError
 from landscape.escaping import DENSE_STEPS, Followed, Sides, best_steps, follow, follow_large, kicks, profile
 from landscape.objective import Objective, build_objective
+from landscape.pieces import FORGETFUL, Pieces
 from landscape.problem import Problem, at_point
 from landscape.result_escapes import Escaped
 from landscape.results import Spent
@@ -103,8 +104,10 @@ def escape(
     return run_escape(at_point(problem, point), keyword_settings(EscapeSettings, settings, "escape"), progress)
 
 
-def run_escape(problem: Problem, settings: EscapeSettings, progress: Progress | None = None) -> Escaped:
-    """`escape` with its settings as one object; see there."""
+def run_escape(
+    problem: Problem, settings: EscapeSettings, progress: Progress | None = None, pieces: Pieces = FORGETFUL
+) -> Escaped:
+    """`escape` with its settings as one object; see there. A large network's parts are put aside in `pieces`."""
     start = time.perf_counter()
     tell = progress or (lambda stage, done, total: None)
     used, population = chosen(problem, settings.samples, settings.seed)
@@ -120,32 +123,38 @@ def run_escape(problem: Problem, settings: EscapeSettings, progress: Progress | 
             theta, half = ended.theta, paths[0].second_half
             move(objective, theta[0])
         else:
-            reached, path = descend_large(objective, way, "newton-mr", settings.memory, progress)
+            reached, path = descend_large(objective, way, "newton-mr", settings.memory, progress, pieces)
             theta, half = reached.theta.unsqueeze(0), path.second_half
     tell("certificate", 0, 1)
-    certificate, pair = _point(stack, objective, theta, settings, full, half)
-    value, direction, residual = pair
-    sides = best_steps(stack, theta, direction.unsqueeze(0))
+    certificate, pair = _point(stack, objective, theta, settings, full, half, pieces)
+    sides = best_steps(stack, theta, pair.vector.unsqueeze(0))
     followed, controls = None, None
     if not settings.certify_only and certificate.verdict != "minimum":
-        followed, controls = _follow(stack, objective, theta, direction, sides, settings, full, tell)
-    return _result(settings, stack, theta, certificate, (value, direction, residual), sides, followed, controls, start)
+        followed, controls = _follow(stack, objective, theta, pair.vector, sides, settings, full, tell, pieces)
+    return _result(settings, stack, theta, certificate, pair, sides, followed, controls, start)
 
 
 def _point(
-    stack: Stack, objective: Objective, theta: Tensor, settings: EscapeSettings, full: bool, half: SecondHalf
-) -> tuple[Certificate, tuple[float, Tensor, float]]:
-    """The certificate, and the lowest eigenpair: value, unit vector [P], residual."""
+    stack: Stack,
+    objective: Objective,
+    theta: Tensor,
+    settings: EscapeSettings,
+    full: bool,
+    half: SecondHalf,
+    pieces: Pieces,
+) -> tuple[Certificate, LowestPair]:
+    """The certificate, and the lowest eigenpair."""
     if stack.parameters <= DENSE:
-        certificate = certify_stack(stack, theta, tau=settings.tau, full_data=full, halves=[half])[0]
-        matrix = stack.hessians(theta)[0]
-        if not bool(torch.isfinite(matrix).all()):
+        dense = dense_hessians(stack, theta)
+        if not bool(dense.finite[0]):
             raise NumericalError("the Hessian has NaN or Inf entries", "`landscape doctor` looks for the layer")
-        values, vectors = torch.linalg.eigh(matrix)
-        direction = vectors[:, 0].contiguous()
-        residual = float((matrix @ direction - values[0] * direction).norm())
-        return certificate, (float(values[0]), direction, residual)
-    certificate = certify_large(
+        certificate = certify_dense(stack, theta, dense, tau=settings.tau, full_data=full)[0].after(half)
+        value, vector = dense.values[0, 0], dense.vectors[0, :, 0].contiguous()
+        return certificate, LowestPair(float(value), vector, float((dense.matrix[0] @ vector - value * vector).norm()))
+    aside = pieces.get("point")
+    if aside is not None:
+        return from_dict(aside["certificate"]), LowestPair(**aside["pair"] | {"vector": aside["vector"].to(theta)})
+    certificate, pair = certify_large(
         objective,
         loss_name=stack.loss_name,
         tau=settings.tau,
@@ -155,7 +164,9 @@ def _point(
         memory=settings.memory,
         max_products=settings.max_products,
     )
-    return certificate, lowest_pair(objective, settings.seed, settings.max_products, settings.memory)
+    numbers = {"value": pair.value, "residual": pair.residual}
+    pieces.put("point", {"certificate": certificate.as_dict(), "pair": numbers, "vector": pair.vector.cpu()})
+    return certificate, pair
 
 
 def _follow(
@@ -167,6 +178,7 @@ def _follow(
     settings: EscapeSettings,
     full: bool,
     tell: Progress,
+    pieces: Pieces,
 ) -> tuple[Followed, Followed | None]:
     """Descents from both sides, and from the controls."""
 
@@ -177,7 +189,13 @@ def _follow(
             tell(f"{label}, {stage}", done, total)
 
         if stack.parameters > DENSE_STEPS:
-            limits: dict[str, Any] = {"seed": settings.seed, "memory": settings.memory, "full_data": full}
+            limits: dict[str, Any] = {
+                "pieces": pieces,
+                "name": label,
+                "seed": settings.seed,
+                "memory": settings.memory,
+                "full_data": full,
+            }
             limits["max_products"] = settings.max_products
             return follow_large(stack, objective, starts, way, settings.tau, report, **limits)
         return follow(stack, starts, theta.new_zeros(len(starts), dtype=torch.long), way, settings.tau, report, full)
@@ -195,13 +213,13 @@ def _result(
     stack: Stack,
     theta: Tensor,
     c: Certificate,
-    pair: tuple[float, Tensor, float],
+    pair: LowestPair,
     sides: Sides,
     followed: Followed | None,
     controls: Followed | None,
     start: float,
 ) -> Escaped:
-    value, direction, residual = pair
+    direction = pair.vector
     best = int(sides.value[0].argmin()) if followed is None else int(followed.value.argmin())
     gained = c.loss - float(sides.value.min()) > 1e4 * torch.finfo(theta.dtype).eps * max(abs(c.loss), 1e-300)
     reach = REACH * float(sides.step[0].abs().max()) if gained else FALLBACK * max(1.0, c.parameter_norm)
@@ -226,8 +244,8 @@ def _result(
         lambda_min_high=c.lambda_min.high,
         zero_tau=np.array(TAUS),
         zeros=np.array([c.zeros.get(f"{t:g}", -1) for t in TAUS], dtype=np.int64),
-        direction_value=value,
-        direction_residual=residual,
+        direction_value=pair.value,
+        direction_residual=pair.residual,
         **_gradient_step(stack, theta, direction, float(sides.step[0].abs()[best]), c),
         offset_length=offsets.cpu().numpy(),
         line_loss=line,
@@ -239,6 +257,8 @@ def _result(
         side_loss=np.array([math.nan if e is None else e.loss for e in ends]),
         side_verdict=np.array(["" if e is None else e.verdict for e in ends]),
         side_lambda_min=np.array([math.nan if e is None else e.lambda_min.value for e in ends]),
+        side_lambda_min_low=np.array([math.nan if e is None else e.lambda_min.low for e in ends]),
+        side_lambda_min_high=np.array([math.nan if e is None else e.lambda_min.high for e in ends]),
         side_gradient_inf=np.array([math.nan if e is None else e.gradient_inf for e in ends]),
         side_norm=np.array([math.nan if e is None else e.parameter_norm for e in ends]),
         path_loss=np.array(path.loss) if path.loss else None,

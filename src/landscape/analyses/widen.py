@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from landscape.arithmetic import resolve_device
 from landscape.batches import chosen, read_batches, take
 from landscape.certificate import Certificate
-from landscape.certifying import certify_stack
+from landscape.certifying import certify_dense, dense_hessians
 from landscape.descending import Progress, Way
 from landscape.ensemble import Stack
 from landscape.errors import NumericalError, ProblemError
@@ -67,18 +67,19 @@ def run_widen(problem: Problem, settings: WidenSettings, progress: Progress | No
     """`widen` with its settings as one object; see there."""
     start = time.perf_counter()
     tell = progress or (lambda stage, done, total: None)
-    objective, narrow = _narrow(problem, settings)
+    objective, narrow, full = _narrow(problem, settings)
     hidden = find_hidden(objective.model, settings.layer, settings.following)
     require_smooth(objective.model, hidden)
     splits = _splits(objective.model, hidden, settings)
     tell("inner Hessians", 0, len(splits))
     inner = inner_hessians(objective, hidden)
     stack, theta = build_stack([narrow], objective=objective, memory=settings.memory)
-    certificate = certify_stack(stack, theta, tau=settings.tau)[0]
+    dense = dense_hessians(stack, theta)
+    certificate = certify_dense(stack, theta, dense, tau=settings.tau, full_data=full)[0]
     if not math.isfinite(certificate.lambda_max):
         raise NumericalError("the Hessian has NaN or Inf entries", "`landscape doctor` looks for the layer")
     critical = certificate.stationary and not objective.weight_decay
-    values, vectors = torch.linalg.eigh(stack.hessians(theta)[0])
+    values, vectors = dense.values[0], dense.vectors[0]
     floor = settings.tau * certificate.lambda_max
     zeros = int((values.abs() <= floor).sum())
     foretold = [foretell(inner[s.neuron], s.shares, floor) for s in splits]
@@ -93,6 +94,7 @@ def run_widen(problem: Problem, settings: WidenSettings, progress: Progress | No
         reason=_reason(certificate, objective.weight_decay),
         critical=critical,
         followed=settings.follow,
+        full_data=full,
         samples=round(objective.count),
         split=np.array([_name(s) for s in splits]),
         neuron=np.array([s.neuron for s in splits], dtype=np.int64),
@@ -115,12 +117,12 @@ def narrow_problem(problem: Problem, smooth: float | None) -> Problem:
     return Problem(smoothed(problem.model, smooth), problem.data, problem.loss, problem.weight_decay)
 
 
-def _narrow(problem: Problem, settings: WidenSettings) -> tuple[Objective, Problem]:
+def _narrow(problem: Problem, settings: WidenSettings) -> tuple[Objective, Problem, bool]:
     narrow = narrow_problem(problem, settings.smooth)
-    batches, _ = chosen(narrow, settings.samples, settings.seed)
+    batches, population = chosen(narrow, settings.samples, settings.seed)
     narrow = Problem(narrow.model, batches, narrow.loss, narrow.weight_decay)
     objective = build_objective(narrow, batches=batches, device=resolve_device(settings.device), dtype=torch.float64)
-    return objective, narrow
+    return objective, narrow, population is None
 
 
 def _splits(model: nn.Module, hidden: Hidden, settings: WidenSettings) -> list[Split]:
@@ -319,6 +321,8 @@ def _narrow_fields(c: Certificate, settings: WidenSettings) -> dict[str, Any]:
         "point_verdict": c.verdict,
         "narrow_negative": c.negative,
         "narrow_lambda_min": c.lambda_min.value,
+        "narrow_lambda_min_low": c.lambda_min.low,
+        "narrow_lambda_min_high": c.lambda_min.high,
         "narrow_lambda_max": c.lambda_max,
         "tau_relative": settings.tau,
     }

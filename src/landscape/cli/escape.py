@@ -11,6 +11,7 @@ from landscape.cli import options as common
 if TYPE_CHECKING:
     from landscape.cli.jobs import Job
     from landscape.descending import Progress
+    from landscape.pieces import Pieces
     from landscape.result_escapes import Escaped
 
 
@@ -71,8 +72,8 @@ def escape(
         max_products=max_products,
     )
 
-    def compute(job: Job, report: Progress) -> Escaped:
-        return run_escape(job.problem, settings, report)
+    def compute(job: Job, report: Progress, pieces: Pieces) -> Escaped:
+        return run_escape(job.problem, settings, report, pieces)
 
     def there(job: Job) -> bool:
         return certify_only or job.place.with_suffix(".pt").exists() or not _was_followed(job)

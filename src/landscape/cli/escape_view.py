@@ -69,7 +69,11 @@ def _side(r: Escaped, i: int) -> dict[str, Any]:
         "gain": float(r.side_gain[i]),
         "loss": float(r.side_loss[i]),
         "verdict": str(r.side_verdict[i]) or None,
-        "lambda_min": float(r.side_lambda_min[i]),
+        "lambda_min": {
+            "value": float(r.side_lambda_min[i]),
+            "low": float(r.side_lambda_min_low[i]),
+            "high": float(r.side_lambda_min_high[i]),
+        },
         "gradient_inf": float(r.side_gradient_inf[i]),
         "parameter_norm": float(r.side_norm[i]),
     }

@@ -15,6 +15,7 @@ from landscape.errors import BatchError, LandscapeError, NumericalError
 
 if TYPE_CHECKING:
     from landscape.descending import Progress
+    from landscape.pieces import Pieces
     from landscape.results import Provenance, Result
 
 R = TypeVar("R", bound="Result")
@@ -35,13 +36,14 @@ class Command(Generic[R]):
 
     Attributes:
         name: subcommand and group of its results. kind: their class.
-        compute: (job, progress) -> result. beside: writes what belongs beside the result (a checkpoint), before it.
-        there: whether that is there already. warn: `warning:` lines. json, one, many: how results are shown.
+        compute: (job, progress, pieces) -> result; the pieces of an interrupted run are there again.
+        beside: writes what belongs beside the result (a checkpoint), before it. there: whether that is there already.
+        warn: `warning:` lines. json, one, many: how results are shown.
     """
 
     name: str
     kind: type[R]
-    compute: Callable[[Job, Progress], R]
+    compute: Callable[[Job, Progress, Pieces], R]
     json: Callable[[Shown[R]], None]
     one: Callable[[Shown[R]], None]
     many: Callable[[list[Shown[R]]], None]
@@ -104,8 +106,10 @@ def run_command(
 def _one(command: Command[R], job: Job, force: bool, quiet: bool) -> Shown[R]:
     from landscape.atomic import locked
     from landscape.cli.progress import stage_progress
+    from landscape.piece_files import kept_pieces
     from landscape.store import read_result, restore, write_result
 
+    aside = job.place.with_name(f".{job.place.name}.pieces")
     with locked(job.place):
         if not force and job.is_done() and command.there(job):
             stored = read_result(job.place, command.name)
@@ -113,12 +117,13 @@ def _one(command: Command[R], job: Job, force: bool, quiet: bool) -> Shown[R]:
             return Shown(restore(stored, command.kind), stored.provenance, job.place)
         try:
             with stage_progress(job.path.name, quiet) as report:
-                result = command.compute(job, report)
+                result = command.compute(job, report, kept_pieces(aside, job.identity))
         except FloatingPointError as error:
             raise NumericalError(str(error), "`landscape doctor` looks for the layer") from error
         provenance = job.provenance(result.spent)  # type: ignore[attr-defined]
         command.beside(job, result)
         write_result(job.place, result, provenance, force=force)
+        aside.unlink(missing_ok=True)
     shown = Shown(result, provenance, job.place)
     command.warn(shown)
     return shown

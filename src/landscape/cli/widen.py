@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from landscape.analyses.widen import WidenSettings
     from landscape.cli.jobs import Job
     from landscape.descending import Progress
+    from landscape.pieces import Pieces
     from landscape.result_escapes import Widened
 
 HOW = ("split", "fresh", "duplicate")
@@ -106,7 +107,7 @@ def widen(
     if to is not None and not write:
         raise UsageError("--to is the width of the checkpoint that --write makes", "add --write")
 
-    def compute(job: Job, report: Progress) -> Widened:
+    def compute(job: Job, report: Progress, pieces: Pieces) -> Widened:
         _refuse_half(job)
         return run_widen(job.problem, settings, report)
 

@@ -28,12 +28,17 @@ def widen_json(shown: Shown[Widened]) -> dict[str, Any]:
         "next": r.following,
         "parameters": r.parameters,
         "samples": r.samples,
+        "full_data": r.full_data,
         "loss": r.loss,
         "point": {"verdict": r.point_verdict, "gradient_inf": r.gradient_inf, "critical": bool(r.critical)},
         "narrow": {
             "negative": int(r.narrow_negative),
             "zero": int(r.narrow_zero),
-            "lambda_min": r.narrow_lambda_min,
+            "lambda_min": {
+                "value": r.narrow_lambda_min,
+                "low": r.narrow_lambda_min_low,
+                "high": r.narrow_lambda_min_high,
+            },
             "lambda_max": r.narrow_lambda_max,
         },
         "reason": r.reason or None,
@@ -90,6 +95,8 @@ def print_json(shown: Shown[Widened]) -> None:
 def warn(shown: Shown[Widened]) -> None:
     """A `warning:` line where theory says nothing, or is contradicted by what was measured."""
     r, label = shown.result, shown.provenance.checkpoint
+    if not r.full_data:
+        print_warning(f"{label}: counts and losses are for the {r.samples} samples used, not for all data")
     if r.reason:
         print_warning(f"{label}: {r.reason}; `landscape descend` goes to a critical point first")
     elif mismatched(r):
@@ -111,7 +118,7 @@ def print_one(shown: Shown[Widened]) -> None:
     stdout.print(p.checkpoint, soft_wrap=True)
     where = f"{r.point_verdict} at loss {r.loss:.9g}, max |gradient| {r.gradient_inf:.1e}"
     stdout.print(f"  {where}, {r.parameters:,} parameters")
-    lowest = f"{r.narrow_lambda_min:.4g}"
+    lowest = f"{r.narrow_lambda_min:.4g}  [{r.narrow_lambda_min_low:.4g}, {r.narrow_lambda_min_high:.4g}]"
     stdout.print(f"  {r.narrow_negative} negative and {r.narrow_zero} zero eigenvalues; the lowest is {lowest}")
     stdout.print(f"  neurons of {r.layer!r}, read by {r.following!r}, split")
     table = Table(box=SIMPLE_HEAD)
