@@ -11,14 +11,16 @@ import torch
 
 from benchmarks import page
 from benchmarks.memory import KRYLOV, measured
-from benchmarks.problems import NETWORKS, mlp_case
+from benchmarks.problems import NETWORKS, cnn_case, mlp_case, small_case
 from benchmarks.rows import Bench, Effort
+from benchmarks.slices import POINTS, slice_rows
 from benchmarks.truth import reference_of, truth_of
 from landscape.memory import keep_heap
 from landscape.objective import build_objective
 from landscape.operators import CurvatureOperator
 
-ROWS = ("products", "top", "bottom", "density", "whole", "memory")
+ROWS = ("products", "top", "bottom", "density", "whole", "slices", "memory")
+ON_DIGITS = {"products", "top", "bottom", "density", "whole"}
 
 
 def arguments() -> argparse.Namespace:
@@ -50,7 +52,7 @@ def main() -> None:
         parts.append(text)
         print(text, flush=True)
 
-    if set(asked.only) - {"memory"}:
+    if set(asked.only) & ON_DIGITS:
         case = mlp_case().to(asked.device)
         bench = Bench(case, effort)
         truth = truth_of(case)
@@ -73,6 +75,10 @@ def main() -> None:
             show(page.race_table(bench.density(truth, reference)))
         if "whole" in asked.only:
             show(page.race_table(bench.whole(truth)))
+    if "slices" in asked.only:
+        for made in (small_case, mlp_case, cnn_case):
+            network = made().to(asked.device)
+            show(page.slice_table(network.name, network.parameters, POINTS, slice_rows(network, effort)))
     if "memory" in asked.only:
         limits = (None, "6GB", "4GB")
         show(page.memory_table([measured(limit, 20 if asked.quick else KRYLOV) for limit in limits]))

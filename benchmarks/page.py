@@ -16,7 +16,13 @@ from benchmarks.memory import MemoryRow
 from benchmarks.rows import Row
 from benchmarks.timing import Timed, ratio
 
-PEERS = {"PyHessian": "PyHessian", "hessian-eigenthings": "hessian-eigenthings", "curvlinops": "curvlinops-for-pytorch"}
+PEERS = {
+    "PyHessian": "PyHessian",
+    "hessian-eigenthings": "hessian-eigenthings",
+    "curvlinops": "curvlinops-for-pytorch",
+    "loss-landscapes": "loss-landscapes",
+    "Landscaper": "landscaper",
+}
 INTRODUCTION = """# Benchmarks
 
 Written by `make bench`, which makes an environment of its own with the peers in it (`benchmarks/requirements.txt`).
@@ -93,6 +99,26 @@ def product_table(row: Row) -> str:
         cells = [tool.who, _number(1e3 * tool.median), f"{tool.median / unit:.2f}", _number(tool.error, 2)]
         note = _setting(tool) if tool.correct else tool.reason or f"{_setting(tool)}: wrong"
         lines.append(f"| {' | '.join([*cells, note])} |")
+    return "\n".join([*lines, ""])
+
+
+def slice_table(name: str, parameters: int, points: int, rows: Sequence[Timed]) -> str:
+    """One plane of points: seconds, and how far the cell at the centre is from the loss."""
+    lines = [f"### plane of {points} × {points} points, {name} ({parameters:,} parameters)", ""]
+    lines += ["Directions, self-check and choice of chunks included; peers at their best chunk, told to them.", ""]
+    lines += [
+        "| tool | seconds | fastest … slowest | error at the centre | setting | verdict |",
+        "|---|---|---|---|---|---|",
+    ]
+    for tool in rows:
+        if tool.who.startswith("ours"):
+            value, peer = ratio(tool, rows)
+            verdict = f"**{value:.2f}×** against {peer}" if peer else "no peer is correct"
+        else:
+            verdict = "correct" if tool.correct else "not correct: the checkpoint is not on its grid"
+        span = f"{min(tool.seconds):.3g} … {max(tool.seconds):.3g}"
+        cells = [tool.who, _number(tool.median), span, _number(tool.error, 2), _setting(tool), verdict]
+        lines.append(f"| {' | '.join(cells)} |")
     return "\n".join([*lines, ""])
 
 

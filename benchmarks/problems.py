@@ -102,6 +102,14 @@ def mlp_case(epochs: int = 5) -> Case:
     return Case("MLP 64-256-256-10", trained(mlp(), *data, epochs), *data)
 
 
+def small_case(epochs: int = 20) -> Case:
+    """64-16-10: a launch costs more than its arithmetic."""
+    torch.manual_seed(0)
+    data = digits()
+    model = nn.Sequential(nn.Linear(64, 16), nn.Tanh(), nn.Linear(16, 10))
+    return Case("MLP 64-16-10", trained(model, *data, epochs), *data)
+
+
 def cnn_case(epochs: int = 5) -> Case:
     """1-16-32 channels on 8×8, BatchNorm."""
     torch.manual_seed(0)

@@ -19,6 +19,7 @@ from landscape.cli.plot import find_results
 from landscape.results import Result, field_of
 from landscape.store import write_result
 from samples import sample_provenance, sample_spectrum
+from slices_made import bowl, line, plane
 from surfaces import quadratic, surface
 
 
@@ -26,7 +27,7 @@ from surfaces import quadratic, surface
 class Other(Result):
     """A result of another command."""
 
-    group = "slice"
+    group = "check"
 
     loss: float = field_of("loss")
 
@@ -131,13 +132,13 @@ def test_by_chooses_the_coordinate(sweep: Path, run: Run) -> None:
 
 
 def test_wrong_inputs_are_explained(sweep: Path, run: Run) -> None:
-    write_result("other.slice.h5", Other(loss=1.0), sample_provenance())
+    write_result("other.check.h5", Other(loss=1.0), sample_provenance())
     write_result("ggn.spectrum.h5", sample_spectrum(operator="ggn"), sample_provenance())
     Path("empty").mkdir()
     Path("final.pt").write_bytes(b"PK")
     Path("text.h5").write_text("no HDF5 in here")
     for arguments, code, words in [
-        (["other.slice.h5"], 2, "no result called spectrum"),
+        (["other.check.h5"], 2, "no result called spectrum"),
         (["missing.h5"], 5, "cannot read missing.h5"),
         (["nothing*.h5"], 2, "No file matches"),
         (["empty"], 2, "holds no spectra"),
@@ -215,3 +216,58 @@ def test_different_analyses_share_no_figure(descents: Path, run: Run) -> None:
     assert (code, out) == (2, "")
     assert "different analyses" in err
     assert run(descents, "-o", "x.png")[0] == 0  # of the folder, the spectra
+
+
+@pytest.fixture
+def slices(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Planes of two widths, and of one width a line."""
+    monkeypatch.chdir(tmp_path)
+    for width in (2, 4):
+        made = plane(7, 5, surface=lambda x, y, w=width: w * bowl(x, y))  # type: ignore[misc]
+        place = sample_provenance(command="slice", coordinates={"width": width})
+        write_result(tmp_path / "out" / f"width={width}" / "final.slice.h5", made, place)
+    write_result(tmp_path / "line.slice.h5", line(), sample_provenance(command="slice"))
+    return tmp_path / "out"
+
+
+def test_slices_are_drawn_one_or_several(slices: Path, run: Run) -> None:
+    single = slices / "width=2" / "final.slice.h5"
+    assert run(single) == (0, f"{single.with_suffix('.png')}\n", "")
+    assert run(slices) == (0, "landscape-results/slices.png\n", "")
+    assert run("line.slice.h5", "-o", "line.svg")[0] == 0
+    code, out, err = run(slices, "line.slice.h5")
+    assert (code, out) == (2, "")
+    assert "1 of 3 slices are lines" in err
+
+
+def test_what_differs_between_slices_is_a_warning(slices: Path, run: Run) -> None:
+    place = sample_provenance(command="slice", coordinates={"width": 8}, status="interrupted")
+    write_result("part.slice.h5", plane(7, 5, samples=50), place)
+    code, _, err = run(slices, "part.slice.h5")
+    assert code == 0
+    assert "warning: results of different numbers of samples are drawn together" in err
+    assert "warning: 1 of 3 results are of unfinished runs" in err
+    assert "pooled" not in err
+
+
+def test_a_page_of_one_slice(slices: Path, run: Run) -> None:
+    single = slices / "width=2" / "final.slice.h5"
+    page = single.with_suffix(".html")
+    assert run(single, "--html") == (0, f"{page}\n", "")
+    first = page.read_bytes()
+    assert run(single, "--html")[0] == 0
+    assert page.read_bytes() == first
+    assert run("line.slice.h5", "-o", "deep/line.html")[:2] == (0, "deep/line.html\n")
+    write_result("final.spectrum.h5", sample_spectrum(), sample_provenance())
+    Path("mine.html").write_text("<!DOCTYPE html><html></html>")
+    for arguments, code, words in [
+        ([slices, "--html"], 2, "a page shows one slice, and 2 were named"),
+        (["final.spectrum.h5", "--html"], 2, "a result of `landscape spectrum`"),
+        ([single, "--html", "-o", "figure.png"], 2, "such as figure.html"),
+        ([single, "--html", "-o", "mine.html"], 5, "not a figure that landscape wrote"),
+    ]:
+        found, out, err = run(*arguments)
+        assert (found, out) == (code, ""), arguments
+        assert words in err
+        assert "hint: " in err
+    assert run(single, "-o", "mine.html", "--force")[0] == 0

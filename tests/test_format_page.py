@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import re
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 
@@ -11,10 +12,15 @@ import h5py
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
 from landscape.analyses.descend import descend
 from landscape.analyses.escape import escape
+from landscape.analyses.slice import slice
 from landscape.analyses.widen import widen
+from landscape.framing import Beside
+from landscape.problem import Problem
+from landscape.result_slices import Sliced
 from landscape.results import AXES, Descended, Spectrum
 from landscape.store import FORMAT, write_result
 from samples import sample_provenance, sample_spectrum
@@ -66,12 +72,25 @@ def full_descent() -> Descended:
     return descend(surface(quadratic(torch.linspace(1, 2, 4, dtype=torch.float64)), start))
 
 
+def full_slice() -> Sliced:
+    """A real slice of several planes, between checkpoints; what the kinds of directions exclude is filled in."""
+    torch.manual_seed(0)
+    model, other = (nn.Linear(3, 2).double() for _ in range(2))
+    data = (torch.randn(9, 3).double(), torch.randint(2, (9,)))
+    problem = Problem(model, data, "cross_entropy")
+    beside = Beside(trajectory=[("other", Problem(other, data, "cross_entropy"))])
+    metrics = ("accuracy", "gradient_norm", "lambda_max", "lambda_min")
+    found = slice(problem, points=(3, 3), repeat=2, metrics=metrics, beside=beside)
+    return replace(found, variance_explained=np.ones(2), barrier=0.0, barrier_at=0.0)
+
+
 def test_a_real_file_holds_what_the_page_says_and_nothing_else(tmp_path: Path) -> None:
     path = tmp_path / "a.h5"
     start = fixture_problem()
     way_out = escape(split_fixture(), controls=1, steps=3)
     opened = widen(start, "0", follow=True, controls=1, steps=3, shares=((2.0, -1.0),), samples=500)
-    write_result(path, [full_spectrum(), full_descent(), way_out, opened], sample_provenance())
+    results = [full_spectrum(), full_descent(), way_out, opened, full_slice()]
+    write_result(path, results, sample_provenance())
     with h5py.File(path, "r") as file:
         assert set(file.attrs) == set(rows("Root"))
         assert list(file) == re.findall(r"^## Group `(\w+)`", PAGE, re.MULTILINE)

@@ -15,6 +15,7 @@ _HOMES = {
     "descend": "landscape.analyses.descend",
     "escape": "landscape.analyses.escape",
     "widen": "landscape.analyses.widen",
+    "slice": "landscape.analyses.slice",
     "spectrum": "landscape.analyses.spectrum",
     "read_checkpoint": "landscape.checkpoint",
     "load_problem": "landscape.loading",
@@ -29,6 +30,7 @@ __all__ = [
     "load_problem",
     "read_checkpoint",
     "read_result",
+    "slice",
     "spectrum",
     "widen",
     "write_result",
@@ -37,6 +39,7 @@ __all__ = [
 if TYPE_CHECKING:
     from landscape.analyses.descend import descend
     from landscape.analyses.escape import escape
+    from landscape.analyses.slice import slice
     from landscape.analyses.spectrum import spectrum
     from landscape.analyses.widen import widen
     from landscape.checkpoint import read_checkpoint

@@ -9,12 +9,14 @@ from typing import Any
 
 import torch
 
-from landscape.atomic import write_bytes
+from landscape.atomic import remove_stale, write_bytes
 from landscape.pieces import KeptPieces
 
 
 def kept_pieces(path: Path, identity: str) -> KeptPieces:
     """The pieces of the analysis `identity` in `path`; none if the file is of another one, or damaged."""
+
+    remove_stale(path)
 
     def save(pieces: dict[str, Any]) -> None:
         buffer = io.BytesIO()
@@ -22,6 +24,12 @@ def kept_pieces(path: Path, identity: str) -> KeptPieces:
         write_bytes(path, buffer.getbuffer())
 
     return KeptPieces(_read(path, identity), save)
+
+
+def discard(path: Path) -> None:
+    """Remove the file, and what a killed process left of it."""
+    path.unlink(missing_ok=True)
+    remove_stale(path)
 
 
 def _read(path: Path, identity: str) -> dict[str, Any]:

@@ -40,6 +40,12 @@ AXES: dict[str, tuple[str, str | None]] = {
     "control": ("random kick of the same length", None),
     "split": ("neuron and shares of its output weights", "split"),
     "copy": ("copy of the neuron", None),
+    "x": ("multiple of the first direction", "x"),
+    "y": ("multiple of the second direction", "y"),
+    "plane": ("random plane", None),
+    "quantile": ("share of the planes below", "quantile"),
+    "direction": ("direction of the slice", "direction"),
+    "mark": ("another checkpoint, projected into the slice", "mark"),
     "inner": ("rank among the inner Hessian's eigenvalues, ascending", None),
 }
 

@@ -63,7 +63,7 @@ def build_stack(
     theta = torch.stack([made.layout.flatten([s[n] for n in names]) for s in states])
     others = {n: torch.stack([s[n] for s in states]) for n in states[0] if n not in names}
     loss_name = first.loss if isinstance(first.loss, str) else None
-    unit = _unit_bytes(made)
+    unit = unit_bytes(made)
     batches = rechunk(made.batches, max(1, CACHE_BYTES // unit)) if made.cuttable else made.batches
     # `functional_call` swaps the tensors; those of the template only say shapes.
     stack = Stack(
@@ -90,7 +90,7 @@ def _tensors(model: nn.Module, device: torch.device, dtype: torch.dtype) -> dict
     }
 
 
-def _unit_bytes(objective: Objective) -> int:
+def unit_bytes(objective: Objective) -> int:
     """Bytes of the largest activation per sample, seen by hooks in one forward pass of a few samples."""
     batch = rechunk(objective.batches[:1], 2)[0] if objective.cuttable else objective.batches[0]
     largest = 1

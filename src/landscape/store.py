@@ -26,6 +26,8 @@ __all__ = [
     "is_result_file",
     "list_groups",
     "locked",
+    "plain_arrays_bytes",
+    "read_plain_arrays",
     "read_result",
     "restore",
     "stored_identity",
@@ -273,9 +275,26 @@ def stored_identity(path: str | PathLike[str], group: str) -> tuple[str, str] | 
         return str(file[group].attrs["identity"]), str(file[group].attrs["status"])
 
 
+def read_plain_arrays(path: str | PathLike[str]) -> dict[str, np.ndarray]:
+    """The numeric datasets at the root of any HDF5 file, by name. Raises StorageError as `read_result` does."""
+    with _opened(path, ours=False) as file:
+        found = {name: item for name, item in file.items() if isinstance(item, h5py.Dataset)}
+        return {name: np.asarray(item[()]) for name, item in found.items() if item.dtype.kind in "fiub"}
+
+
+def plain_arrays_bytes(arrays: Mapping[str, np.ndarray]) -> bytes:
+    """An HDF5 file of nothing but these datasets."""
+    buffer = io.BytesIO()
+    with h5py.File(buffer, "w", libver=("earliest", "v110")) as file:
+        for name, values in arrays.items():
+            encoded, dtype = _encoded(name, values)
+            file.create_dataset(name, data=encoded, dtype=dtype, track_times=False)
+    return buffer.getvalue()
+
+
 @contextmanager
-def _opened(path: str | PathLike[str]) -> Iterator[h5py.File]:
-    """The open file, checked to be ours; what goes wrong inside is told as damage of the file."""
+def _opened(path: str | PathLike[str], *, ours: bool = True) -> Iterator[h5py.File]:
+    """The open file, checked to be ours if it must be; what goes wrong inside is told as damage of the file."""
     try:
         with Path(path).open("rb"):
             pass  # the system's own words for a missing or forbidden file are better than HDF5's
@@ -285,7 +304,8 @@ def _opened(path: str | PathLike[str]) -> Iterator[h5py.File]:
     try:
         # No HDF5 locks: files are replaced whole, never changed, and many cluster file systems know none.
         with h5py.File(path, "r", locking=False) as file:
-            _check_format(file, path)
+            if ours:
+                _check_format(file, path)
             yield file
     except DAMAGE as error:
         raise StorageError(

@@ -7,7 +7,7 @@ import sys
 
 import typer
 
-from landscape.cli import descend, doctor, escape, info, plot, spectrum, train, widen
+from landscape.cli import descend, doctor, escape, export, info, plot, slice, spectrum, train, widen
 from landscape.cli.terminal import print_error
 from landscape.errors import LandscapeError
 from landscape.interrupts import Interrupted, interruptible
@@ -24,10 +24,12 @@ app = typer.Typer(
 app.command("spectrum")(spectrum.spectrum)
 app.command("escape")(escape.escape)
 app.command("widen")(widen.widen)
+app.command("slice")(slice.slice)
 app.command("descend")(descend.descend)
 app.command("train")(train.train)
 app.command("info")(info.info)
 app.command("plot")(plot.plot)
+app.command("export")(export.export)
 app.command("doctor")(doctor.doctor)
 
 

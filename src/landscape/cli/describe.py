@@ -91,8 +91,8 @@ def headline(stored: StoredResult) -> dict[str, Any]:
     """The few numbers that a reader looks for first, with what bounds them; {} for a group without any."""
     arrays = stored.arrays
     found: dict[str, Any] = {}
-    for name in ("loss", "gradient_norm"):
-        if name in arrays:
+    for name in ("loss", "loss_centre", "gradient_norm"):
+        if name in arrays and not arrays[name].dims:
             found[name] = arrays[name].values.item()
     for end in ("top", "bottom"):
         if f"{end}_value" in arrays and arrays[f"{end}_value"].values.size:

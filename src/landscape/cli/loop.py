@@ -106,7 +106,7 @@ def run_command(
 def _one(command: Command[R], job: Job, force: bool, quiet: bool) -> Shown[R]:
     from landscape.atomic import locked
     from landscape.cli.progress import stage_progress
-    from landscape.piece_files import kept_pieces
+    from landscape.piece_files import discard, kept_pieces
     from landscape.store import read_result, restore, write_result
 
     aside = job.place.with_name(f".{job.place.name}.pieces")
@@ -123,7 +123,7 @@ def _one(command: Command[R], job: Job, force: bool, quiet: bool) -> Shown[R]:
         provenance = job.provenance(result.spent)  # type: ignore[attr-defined]
         command.beside(job, result)
         write_result(job.place, result, provenance, force=force)
-        aside.unlink(missing_ok=True)
+        discard(aside)
     shown = Shown(result, provenance, job.place)
     command.warn(shown)
     return shown

@@ -78,18 +78,10 @@ def arrange(results: Sequence[SpectrumLike], by: str | None = None) -> Series:
 
 
 def caveats(results: Sequence[SpectrumLike], by: str | None = None) -> list[str]:
-    """What a reader of the figure must know about these results; also refuses mixed operators."""
+    """What a reader of a figure of spectra must know about these results; also refuses mixed operators."""
     one_operator(list(results))
+    notes = differences(results)
     series = arrange(results, by)
-    notes = [
-        f"results of different {words} are drawn together"
-        for words, differing in (
-            ("data", {r.provenance.data_fingerprint for r in results}),
-            ("numbers of samples", {scalar(r, "samples") for r in results}),
-            ("tau", {scalar(r, "tau") for r in results if "tau" in r.arrays}),
-        )
-        if len(differing) > 1
-    ]
     mixed = sorted(
         name
         for name in {n for r in results for n in r.provenance.coordinates} - {series.name, "seed"}
@@ -97,12 +89,26 @@ def caveats(results: Sequence[SpectrumLike], by: str | None = None) -> list[str]
     )
     if mixed:
         notes.append(f"results that differ in {', '.join(mixed)} share a value of {series.name} and are pooled")
-    unfinished = [r for r in results if r.provenance.status != "complete"]
-    if unfinished:
-        notes.append(f"{len(unfinished)} of {len(results)} results are of unfinished runs")
     bare = sum(not has_density(r) for r in results)
     if bare:
         notes.append(f"{bare} of {len(results)} results hold no density; only their extreme eigenvalues are drawn")
+    return notes
+
+
+def differences(results: Sequence[SpectrumLike]) -> list[str]:
+    """In what results in one figure are unlike, though they should not be; and how many are of unfinished runs."""
+    notes = [
+        f"results of different {words} are drawn together"
+        for words, differing in (
+            ("data", {r.provenance.data_fingerprint for r in results}),
+            ("numbers of samples", {scalar(r, "samples") for r in results if "samples" in r.arrays}),
+            ("tau", {scalar(r, "tau") for r in results if "tau" in r.arrays}),
+        )
+        if len(differing) > 1
+    ]
+    unfinished = [r for r in results if r.provenance.status != "complete"]
+    if unfinished:
+        notes.append(f"{len(unfinished)} of {len(results)} results are of unfinished runs")
     return notes
 
 

@@ -116,10 +116,12 @@ def render(figure: Figure, suffix: str) -> bytes:
 
 
 def is_ours(data: bytes, suffix: str) -> bool:
-    """Whether these bytes are an image that `render` wrote (any version of it)."""
+    """Whether these bytes are an image that `render` wrote, or one of our pages (any version of them)."""
+    name = suffix.lower().lstrip(".")
     start, mark = {
+        "html": (b"<!DOCTYPE html", b'<meta name="generator" content="landscape '),
         "png": (b"\x89PNG", b"Software\x00landscape "),
         "svg": (b"<?xml", b"<dc:title>landscape "),
         "pdf": (b"%PDF", b"/Creator (landscape "),
-    }[check_format(suffix)]
+    }[name if name == "html" else check_format(suffix)]
     return data.startswith(start) and mark in data

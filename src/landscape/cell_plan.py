@@ -1,0 +1,177 @@
+"""How the cells of a slice are computed: candidates timed on a few cells, the fastest taken."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+
+import torch
+
+from landscape.arithmetic import is_out_of_memory
+from landscape.batches import length_of, tensors_of
+from landscape.cells import CellPlan, Surface, cell_values
+from landscape.errors import UsageError
+from landscape.measures import CURVED
+from landscape.memory import release_cached, synchronise, usable_bytes
+from landscape.objective import Objective
+from landscape.operators import CurvatureOperator
+from landscape.pieces import FORGETFUL, Pieces
+from landscape.stacking import unit_bytes
+
+# Fewer cells than this are not worth a search: the rule is taken.
+WORTH_TIMING = 200
+# What one forward pass of the rule touches on a CPU.
+CACHE_BYTES = 2**20
+CHUNKS = (1024, 256, 4096, 64)
+# Points a launch, where launches cost more than arithmetic: on a CPU, seconds a cell below which that is so.
+STACKS, SMALL_SECONDS = (16, 64, 256), 6e-4
+# Floats that the stacked parameters may take; share of the free memory for their activations, and live copies; bytes
+# of one activation of all points on a CPU.
+STACKED_NUMBERS, MEMORY_SHARE, LIVE, STACKED_BYTES = 2**25, 0.25, 4, 2**25
+# Cells of a timing, and how often; the share of the job that all timings may take.
+CELLS, REPETITIONS, SHARE = 2, 2, 0.04
+# Cells in place between two looks at the clock: seconds, and at most so many.
+TILE_SECONDS, LONGEST_TILE, FEW = 0.1, 64, 8
+
+
+def plan_cells(
+    surface: Surface, cells: int, *, chunk: int | None = None, memory: int | None = None, wisdom: Pieces = FORGETFUL
+) -> CellPlan:
+    """A plan for so many cells.
+
+    Args:
+        chunk: samples a forward pass, if the user says so: then nothing is timed, and bits repeat on every machine.
+        wisdom: what was chosen for the same shapes on this machine before. Timings differ a little from run to run,
+            and with the chunk the last bits of a sum; so that a repeated command gives the same bits, it does not
+            choose again.
+    """
+    objective = surface.objective
+    whole = max(1, max(length_of(b) for b in objective.batches))
+    simple = objective.cuttable and not surface.recalibrate
+    rule = min(whole, chunk or max(16, CACHE_BYTES // unit_bytes(objective)))
+    fallback = CellPlan("in place", rule if objective.cuttable else whole, 1 if surface.recalibrate else FEW)
+    if chunk is not None or cells < WORTH_TIMING or objective.device.type == "meta":
+        return _curved(surface, fallback)
+    key = _key(surface)
+    known = wisdom.get(key)
+    if known is not None:
+        return CellPlan.from_dict(known)
+    best, spent = _timed(surface, fallback), 0.0
+    for candidate in _candidates(surface, fallback, whole, cells, simple, memory):
+        if spent > SHARE * best.seconds * cells:
+            break
+        if candidate.strategy == "stacked" and not _launches_dominate(objective, best):
+            break
+        start = time.perf_counter()
+        best = _faster(best, _timed(surface, candidate, best.seconds))
+        spent += time.perf_counter() - start
+    if not math.isfinite(best.seconds):
+        raise UsageError("not even one cell at a time fits into memory", "give a smaller --batch-size")
+    best = _curved(surface, _tiled(best))
+    wisdom.put(key, best.as_dict())
+    return best
+
+
+def _candidates(
+    surface: Surface, rule: CellPlan, whole: int, cells: int, simple: bool, memory: int | None
+) -> Iterator[CellPlan]:
+    """Other plans, the likelier ones first."""
+    objective = surface.objective
+    for size in (whole, *CHUNKS) if objective.cuttable else ():
+        if size <= whole and size != rule.chunk:
+            yield replace(rule, chunk=size)
+    if not (simple and set(surface.metrics) <= {"loss", "accuracy"}):
+        return
+    for points in STACKS:
+        if points * objective.layout.total <= STACKED_NUMBERS and points <= cells:
+            for size in _stack_chunks(objective, points, whole, memory):
+                yield CellPlan("stacked", size, points)
+
+
+def _tiled(plan: CellPlan) -> CellPlan:
+    """So many cells in place one after the other that nothing but forward passes counts; their bits are the same."""
+    if plan.strategy == "stacked" or not plan.seconds > 0:
+        return plan
+    return replace(plan, points=max(1, min(LONGEST_TILE, int(TILE_SECONDS / plan.seconds))))
+
+
+def cut(surface: Surface, plan: CellPlan) -> Surface:
+    """The surface with its data cut as the plan says."""
+    if not surface.objective.cuttable:
+        return surface
+    return replace(surface, objective=surface.objective.with_chunks(plan.chunk))
+
+
+def _launches_dominate(objective: Objective, best: CellPlan) -> bool:
+    return objective.device.type == "cuda" or best.seconds < SMALL_SECONDS
+
+
+def _stack_chunks(objective: Objective, points: int, whole: int, memory: int | None) -> list[int]:
+    """Samples a launch of so many points: all that memory allows, and fewer."""
+    room = MEMORY_SHARE * usable_bytes(objective.device, memory) / (LIVE * points * unit_bytes(objective))
+    most = min(whole, int(room))
+    if objective.device.type == "cpu":
+        most = min(most, STACKED_BYTES // (points * unit_bytes(objective)))
+    return [most] if most >= min(whole, 64) else []
+
+
+def _timed(surface: Surface, plan: CellPlan, to_beat: float = math.inf) -> CellPlan:
+    """The plan with the seconds of a cell; infinite where it cannot be carried out. A first cell twice as slow as
+    what is to beat, warm or not, ends it."""
+    shown, axes = cut(surface, plan), len(surface.directions)
+    shown = replace(shown, metrics=tuple(m for m in shown.metrics if m not in CURVED))
+    count = plan.points if plan.strategy == "stacked" else CELLS
+    where: Sequence[Sequence[float]] = [[1e-3 * i / count] * axes for i in range(count)]
+    best = math.inf
+    try:
+        for _ in range(REPETITIONS + 1):
+            start = time.perf_counter()
+            cell_values(shown, plan, where)
+            synchronise(surface.objective.device)
+            best = min(best, (time.perf_counter() - start) / count)
+            if best > 2 * to_beat and surface.objective.device.type == "cpu":
+                break
+    except Exception as error:
+        # vmap knows not every operation, and a candidate may be too large; in place is always there.
+        if plan.strategy == "in place" and not is_out_of_memory(error):
+            raise
+        release_cached(surface.objective.device)
+        return replace(plan, seconds=math.inf)
+    return replace(plan, seconds=best)
+
+
+def _faster(one: CellPlan, other: CellPlan) -> CellPlan:
+    return other if other.seconds < one.seconds else one
+
+
+def _curved(surface: Surface, plan: CellPlan) -> CellPlan:
+    """With the strategy of Hessian products settled, where there are any."""
+    if not any(name in CURVED for name in surface.metrics):
+        return plan
+    chosen = CurvatureOperator(surface.objective, memory=surface.memory, expected_products=50).plan
+    return replace(plan, curvature=(chosen.strategy, chosen.chunk))
+
+
+def _key(surface: Surface) -> str:
+    """Equal for what takes equally long: architecture, data shapes, arithmetic, metrics, machine."""
+    objective = surface.objective
+    device = objective.device
+    machine = torch.cuda.get_device_name(device) if device.type == "cuda" else f"cpu, {torch.get_num_threads()} threads"
+    shapes = [[str(tuple(t.shape)) + str(t.dtype) for t in tensors_of(b)] for b in objective.batches[:1]]
+    parts = (
+        repr(objective.model),
+        [str(tuple(s)) for s in objective.layout.shapes],
+        shapes,
+        len(objective.batches),
+        str(objective.dtype),
+        surface.metrics,
+        surface.recalibrate,
+        len(surface.directions),
+        machine,
+        torch.__version__,
+    )
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:32]

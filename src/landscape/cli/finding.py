@@ -1,0 +1,86 @@
+"""Which stored results a command is about: files, globs and folders, read with one clear error each."""
+
+from __future__ import annotations
+
+import glob
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from landscape.cli.targets import SUFFIXES
+from landscape.errors import UsageError
+
+if TYPE_CHECKING:
+    from landscape.store import StoredResult
+
+# What a folder or glob is searched for, in this order, by analysis.
+PATTERNS = {kind: f"*.{kind}.h5" for kind in ("spectrum", "descend", "escape", "widen", "slice")}
+WORDS = {"spectrum": "spectra", "slice": "slices"}
+# All that is shown of a slice; the directions themselves may be as large as networks.
+SHOWN = ("x", "y", "plane", "quantile", "direction", "mark", "tensor")
+
+
+def find_results(names: list[str], kinds: Sequence[str] = tuple(PATTERNS)) -> list[Path]:
+    """Files named by paths, globs and folders, each once, in the order named.
+
+    In folders, those of the first of `kinds` that is there.
+    """
+    paths: dict[Path, Path] = {}
+    for name in names:
+        for path in _expand(name, kinds):
+            paths.setdefault(path.resolve(), path)
+    return list(paths.values())
+
+
+def _expand(name: str, kinds: Sequence[str]) -> list[Path]:
+    path = Path(name)
+    pattern = PATTERNS[kinds[0]]
+    if not path.exists() and glob.has_magic(name):
+        matches = [Path(match) for match in sorted(glob.glob(name, recursive=True))]
+        files = [match for match in matches if match.is_file()]
+        files = files or _below(matches, kinds)
+        if not files:
+            raise UsageError(
+                f"No file matches {name!r}.",
+                hint=f"result files end in {pattern[1:]}; quote a recursive pattern: 'landscape-results/**/{pattern}'",
+            )
+        return files
+    if path.is_dir():
+        files = _below([path], kinds)
+        if not files:
+            raise UsageError(
+                f"The folder {name} holds no {WORDS[kinds[0]]} (no {pattern} in it or below).",
+                hint=f"make some first: landscape {kinds[0]} CHECKPOINT... --out {name}",
+            )
+        return files
+    return [path]
+
+
+def _below(folders: list[Path], kinds: Sequence[str]) -> list[Path]:
+    """Results in folders: of the first kind of which there is one."""
+    for kind in kinds:
+        files = [file for folder in folders for file in sorted(folder.rglob(PATTERNS[kind]))]
+        if files:
+            return files
+    return []
+
+
+def read_stored(path: Path, purpose: str, whole: bool = False) -> StoredResult:
+    """The result in a file, or a surface of Li et al. as a slice.
+
+    Args:
+        path: what was named. purpose: what is made of results, for the error about a checkpoint.
+        whole: with the large arrays that no figure shows.
+    """
+    from landscape.store import is_result_file, list_groups, read_result
+    from landscape.surface_files import read_surface
+
+    if path.suffix in SUFFIXES:
+        raise UsageError(
+            f"{path} looks like a checkpoint; {purpose} from results.", hint=f"first: landscape spectrum {path}"
+        )
+    if not is_result_file(path):
+        return read_surface(path)
+    groups = list_groups(path)
+    group = next((kind for kind in PATTERNS if kind in groups), "spectrum")
+    return read_result(path, group, axes=SHOWN if group == "slice" and not whole else None)

@@ -1,0 +1,102 @@
+"""`landscape slice`: loss surfaces on a line or in a plane, resumable, over several processes."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from landscape.cli import options as common
+
+
+def slice(
+    checkpoints: common.Checkpoints,
+    dirs: Annotated[
+        str,
+        typer.Option(
+            "--dirs",
+            metavar="KIND[:OPTION=VALUE,...]",
+            help="random, hessian, gradient, pca, between:to=CKPT or file:path=FILE; two are joined with +.",
+        ),
+    ] = "random",
+    span: Annotated[
+        str | None,
+        typer.Option(
+            "--span", metavar="S|SXxSY", help="Half-width of the axes; what suits the directions if left out."
+        ),
+    ] = None,
+    points: Annotated[
+        str | None, typer.Option("--points", metavar="N|NXxNY", help="51 for a line, 41x41 for a plane.")
+    ] = None,
+    repeat: Annotated[int, typer.Option("--repeat", help="Random planes, for quantiles.")] = 1,
+    metric: Annotated[
+        list[str] | None,
+        typer.Option("--metric", help="accuracy, gradient_norm, lambda_max or lambda_min at every cell; repeatable."),
+    ] = None,
+    batchnorm: Annotated[
+        str, typer.Option("--batchnorm", help="fixed, or recalibrate: statistics estimated anew at every cell.")
+    ] = "fixed",
+    trajectory: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--trajectory", metavar="CKPT", help="Checkpoints to project into the slice; for pca; repeatable."
+        ),
+    ] = None,
+    shared: Annotated[
+        bool, typer.Option("--common", help="The first checkpoint's directions and ranges for all of them.")
+    ] = False,
+    problem: common.ProblemOption = None,
+    sets: common.SetOption = None,
+    data: common.DataOption = None,
+    loss: common.LossOption = None,
+    allow_global: common.AllowGlobal = None,
+    device: common.Device = "auto",
+    precision: common.Precision = "auto",
+    batch_size: common.BatchSize = None,
+    memory: common.Memory = None,
+    samples: common.Samples = None,
+    seed: common.Seed = 0,
+    workers: Annotated[int, typer.Option("--workers", help="Processes that share the cells of a surface.")] = 1,
+    out: common.Out = common.DEFAULT_OUT,
+    as_json: common.Json = False,
+    force: common.Force = False,
+    quiet: common.Quiet = False,
+    share: Annotated[str | None, typer.Option("--share", hidden=True)] = None,
+    result_path: common.ResultPath = None,
+) -> None:
+    """The loss on a line or in a plane through a checkpoint, checked against its gradient and Hessian.
+
+    Writes NAME.slice.h5, every few seconds while it runs: interrupted or killed, the same command goes on.
+    """
+    from landscape.cli.jobs import Source
+    from landscape.cli.slice_inputs import find_inputs
+    from landscape.cli.slicing import Request, run_share, run_slices
+    from landscape.cli.targets import expand
+    from landscape.errors import UsageError
+    from landscape.memory import parse_bytes
+    from landscape.slice_settings import SliceSettings, numbers
+
+    settings = SliceSettings(
+        dirs=dirs,
+        span=numbers(span, "--span", float),
+        points=numbers(points, "--points", int),
+        repeat=repeat,
+        metrics=tuple(m.replace("-", "_") for m in metric or ()),
+        batchnorm=batchnorm,
+        samples=samples,
+        seed=seed,
+        device=device,
+        precision=precision,
+        batch_size=batch_size,
+        memory=None if memory is None else parse_bytes(memory),
+    )
+    source = Source(problem, common.parse_sets(sets), data, loss, tuple(allow_global or ()))
+    if workers < 1:
+        raise UsageError(f"--workers is {workers}; it must be at least 1")
+    leader = expand(checkpoints)[0] if shared else None
+    inputs = find_inputs(dirs, trajectory or [])
+    request = Request(settings, source, inputs, out, leader, workers, force, quiet, as_json)
+    if share is not None and result_path is not None:
+        run_share(request, checkpoints[0], result_path, share)
+    else:
+        run_slices(request, checkpoints)
