@@ -138,6 +138,50 @@ def test_stacked_and_in_place_agree(dtype: torch.dtype, weight_decay: float) -> 
     assert float(one[0, 0]) == pytest.approx(objective.value(), rel=100 * torch.finfo(dtype).eps)
 
 
+def test_channels_last_are_the_same_cells() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.Conv2d(3, 5, 3),
+        nn.BatchNorm2d(5),
+        nn.ReLU(),
+        nn.MaxPool2d(2),
+        nn.Conv2d(5, 4, 2),
+        nn.Flatten(),
+        nn.Linear(4, 3),
+    ).double()
+    problem = Problem(model, (torch.randn(17, 3, 6, 6).double(), torch.randint(3, (17,))), "cross_entropy", 0.1)
+    objective = build_objective(problem)
+    theta = objective.point()
+    directions = torch.randn(2, len(theta), dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    surface = Surface(objective, theta, directions, ("loss", "gradient_norm", "lambda_max"))
+    where = [[0.0, 0.0], [0.1, -0.05], [-0.2, 0.3]]
+    plans = [CellPlan("in place", 7, 1, channels_last=last, curvature=("kept", 7)) for last in (False, True)]
+    one, other = (cell_values(cut(surface, plan), plan, where) for plan in plans)
+    torch.testing.assert_close(one[:, :2], other[:, :2], rtol=1e-12, atol=0)
+    torch.testing.assert_close(one[:, 2], other[:, 2], rtol=1e-4, atol=0)
+    assert torch.equal(objective.point(), theta)
+    found = landscape.slice(problem, points=(15, 15))
+    assert found.faults == []
+
+
+def test_a_network_that_wants_its_layout_is_left_with_it() -> None:
+    class Viewing(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.convolution, self.last = nn.Conv2d(2, 3, 3), nn.Linear(12, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            z: Tensor = self.last(self.convolution(x).view(len(x), -1))
+            return z
+
+    torch.manual_seed(0)
+    problem = Problem(Viewing(), (torch.randn(40, 2, 4, 4), torch.randint(2, (40,))), "cross_entropy")
+    found = landscape.slice(problem, points=(15, 15))
+    assert found.spent is not None
+    assert not found.spent.plan["channels_last"]
+    assert found.faults == []
+
+
 def test_metrics_are_those_of_the_moved_network() -> None:
     problem = network()
     found = landscape.slice(

@@ -66,6 +66,8 @@ def plan_cells(
             break
         if candidate.strategy == "stacked" and not _launches_dominate(objective, best):
             break
+        if candidate.strategy == "in place" and not candidate.channels_last:
+            candidate = replace(candidate, channels_last=best.channels_last)
         start = time.perf_counter()
         best = _faster(best, _timed(surface, candidate, best.seconds))
         spent += time.perf_counter() - start
@@ -81,6 +83,8 @@ def _candidates(
 ) -> Iterator[CellPlan]:
     """Other plans, the likelier ones first."""
     objective = surface.objective
+    if any(len(shape) == 4 for shape in objective.layout.shapes):
+        yield replace(rule, channels_last=True)
     for size in (whole, *CHUNKS) if objective.cuttable else ():
         if size <= whole and size != rule.chunk:
             yield replace(rule, chunk=size)
@@ -100,10 +104,11 @@ def _tiled(plan: CellPlan) -> CellPlan:
 
 
 def cut(surface: Surface, plan: CellPlan) -> Surface:
-    """The surface with its data cut as the plan says."""
-    if not surface.objective.cuttable:
-        return surface
-    return replace(surface, objective=surface.objective.with_chunks(plan.chunk))
+    """The surface with its data cut, and laid in memory, as the plan says."""
+    objective = surface.objective.with_chunks(plan.chunk) if surface.objective.cuttable else surface.objective
+    if plan.channels_last:
+        objective = objective.with_layout(torch.channels_last)
+    return replace(surface, objective=objective, channels_last=plan.channels_last)
 
 
 def _launches_dominate(objective: Objective, best: CellPlan) -> bool:
@@ -136,8 +141,9 @@ def _timed(surface: Surface, plan: CellPlan, to_beat: float = math.inf) -> CellP
             if best > 2 * to_beat and surface.objective.device.type == "cpu":
                 break
     except Exception as error:
-        # vmap knows not every operation, and a candidate may be too large; in place is always there.
-        if plan.strategy == "in place" and not is_out_of_memory(error):
+        # vmap knows not every operation, `view` not every layout, and a candidate may be too large: in place is
+        # always there.
+        if plan.strategy == "in place" and not plan.channels_last and not is_out_of_memory(error):
             raise
         release_cached(surface.objective.device)
         return replace(plan, seconds=math.inf)

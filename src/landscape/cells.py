@@ -11,6 +11,7 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -37,12 +38,14 @@ class CellPlan:
 
     Attributes:
         strategy: in place | stacked. chunk: samples a forward pass. points: cells a launch.
+        channels_last: images and convolution weights with their channels last in memory.
         seconds: of a cell, measured. curvature: strategy and chunk of Hessian products, where they are needed.
     """
 
     strategy: str
     chunk: int
     points: int
+    channels_last: bool = False
     seconds: float = math.nan
     curvature: tuple[str, int] | None = None
 
@@ -65,6 +68,7 @@ class Surface:
         objective: at θ; its batches are cut to the plan's chunk, its model is moved about.
         start: θ [P]. directions: [1 or 2, P]. metrics: names from `METRICS`, "loss" first.
         recalibrate: whether BatchNorm's statistics are re-estimated at every cell.
+        channels_last: whether convolution weights have their channels last in memory, see `moving`.
     """
 
     objective: Objective
@@ -74,6 +78,16 @@ class Surface:
     recalibrate: bool = False
     seed: int = 0
     memory: int | None = None
+    channels_last: bool = False
+
+    @cached_property
+    def moving(self) -> tuple[Tensor, Tensor]:
+        """`start` and `directions` in the order in which the parameters lie in memory."""
+        if not self.channels_last:
+            return self.start, self.directions
+        order = torch.cat([o + n for o, n in zip(_orders(self.objective), self.objective.layout.offsets, strict=True)])
+        order = order.to(self.start.device)
+        return self.start[order], self.directions[:, order]
 
     def along(self, directions: Tensor) -> Surface:
         """The same in another plane."""
@@ -92,12 +106,12 @@ def cell_values(surface: Surface, plan: CellPlan, coordinates: Sequence[Sequence
     if plan.strategy == "stacked":
         return _stacked(surface, coordinates)
     simple = not surface.recalibrate and set(surface.metrics) <= {"loss", "accuracy"}
-    with at_view(surface.objective, surface.start) as flat:
+    with at_view(surface) as flat:
         if simple:
             return _in_place(surface, flat, coordinates)
         rows = []
         for point in coordinates:
-            move_to(flat, surface.start, surface.directions, point)
+            move_to(flat, *surface.moving, point)
             rows.append(_measured(surface, plan, flat))
     return torch.stack(rows).cpu()
 
@@ -111,19 +125,30 @@ def columns(metrics: Sequence[str]) -> list[str]:
 
 
 @contextmanager
-def at_view(objective: Objective, start: Tensor) -> Iterator[Tensor]:
-    """Inside, the objective's parameters are views of the flat vector that is given; afterwards they are their own
-    again, at θ."""
-    flat = start.detach().clone()
+def at_view(surface: Surface) -> Iterator[Tensor]:
+    """Inside, the parameters are views of the flat vector that is given, at θ; afterwards they are their own again."""
+    objective = surface.objective
+    flat = surface.moving[0].detach().clone()
     parameters = objective.parameters
     before = [p.data for p in parameters]
-    for parameter, piece in zip(parameters, objective.layout.unflatten(flat), strict=True):
-        parameter.data = piece
+    for parameter, piece in zip(parameters, torch.split(flat, list(objective.layout.sizes)), strict=True):
+        if surface.channels_last and parameter.dim() == 4:
+            o, i, h, w = parameter.shape
+            parameter.data = piece.view(o, h, w, i).permute(0, 3, 1, 2)
+        else:
+            parameter.data = piece.view(parameter.shape)
     try:
         yield flat
     finally:
         for parameter, own in zip(parameters, before, strict=True):
             parameter.data = own
+
+
+def _orders(objective: Objective) -> Iterator[Tensor]:
+    """Of each parameter: the place of every entry that follows in memory with the channels last."""
+    for shape in objective.layout.shapes:
+        order = torch.arange(shape.numel())
+        yield order.reshape(shape).permute(0, 2, 3, 1).reshape(-1) if len(shape) == 4 else order
 
 
 def move_to(flat: Tensor, start: Tensor, directions: Tensor, point: Sequence[float]) -> None:
@@ -156,7 +181,7 @@ def _in_place(surface: Surface, flat: Tensor, coordinates: Sequence[Sequence[flo
     accuracy, rows = "accuracy" in surface.metrics, []
     with _forward_only(surface.objective, accuracy) as outputs:
         for point in coordinates:
-            move_to(flat, surface.start, surface.directions, point)
+            move_to(flat, *surface.moving, point)
             rows.append(torch.stack(_forward(surface.objective, outputs, flat.device)))
     return torch.stack(rows).cpu()
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from landscape.arithmetic import strict_arithmetic
-from landscape.batches import move, read_batches, rechunk, size_in_bytes, take, tensors_of
+from landscape.batches import map_tensors, move, read_batches, rechunk, size_in_bytes, take, tensors_of
 from landscape.errors import NumericalError, ProblemError
 from landscape.parameters import Layout, layout_of, select, trainable
 from landscape.problem import Batch, LossFunction, Problem
@@ -109,6 +109,14 @@ class Objective:
     def with_chunks(self, size: int) -> Objective:
         """The same objective with batches cut to at most `size` samples."""
         return self._replace(batches=rechunk(self.batches, size))
+
+    def with_layout(self, memory_format: torch.memory_format) -> Objective:
+        """The same objective with images (tensors of four dimensions) in another memory format."""
+
+        def laid(tensor: Tensor) -> Tensor:
+            return tensor.contiguous(memory_format=memory_format) if tensor.dim() == 4 else tensor
+
+        return self._replace(batches=[map_tensors(batch, laid) for batch in self.batches])
 
     def with_batches(self, batches: list[Batch], alone: bool = False) -> Objective:
         """The same loss and point over other data: a subset of the samples, usually; `alone`: of this process only."""

@@ -43,6 +43,4 @@ def make(around: Around, options: Options, count: int | None) -> list[Direction]
         for other in found:
             drawn = orthogonalised(drawn, other, members)
         found.append(drawn if options.norm == "none" else rescaled(drawn, theta.double(), members))
-    return [
-        Direction(f"random {i}, {LABELS[options.norm]}", d.to(theta), -1.0, 1.0) for i, d in enumerate(found, 1)
-    ]
+    return [Direction(f"random {i}, {LABELS[options.norm]}", d.to(theta), -1.0, 1.0) for i, d in enumerate(found, 1)]
