@@ -14,13 +14,15 @@ RANKS: dict[str, int] = {
     for rank, names in enumerate(
         (
             "errors settings interrupts identity basis pieces",
-            "linalg optim",
+            "linalg optim statistics claim sign_coins claims",
             "parameters problem batches arithmetic memory objective curvature ranks plan planning operators results "
             "certificate structure ensemble stacking result_escapes result_slices",
             "spectral diagnosis models data symmetries certifying descending descending_large "
             "escaping widening splitting widen_settings "
-            "direction directions filters measures cells cell_plan selfcheck slicing slice_settings framing",
+            "direction directions filters measures cells cell_plan selfcheck slicing slice_settings framing "
+            "protocols result_checks",
             "analyses",
+            "evidence",
             "atomic piece_files wisdom checkpoint unpickling weights fitting exported loading problem_file coordinates "
             "store sweep run_files training training_stacks sweeps executors figures surface_files exports",
             "cli",
@@ -29,7 +31,7 @@ RANKS: dict[str, int] = {
     for name in names.split()
 }
 # The package itself: `__init__` resolves names on first use, `__main__` is the command.
-ROOTS = {"__init__": 6, "__main__": 6}
+ROOTS = {"__init__": 7, "__main__": 7}
 PRINTERS = {("executors", "print_line")}  # the line protocol between processes
 FILES = sorted(SOURCE.rglob("*.py"))
 
@@ -91,7 +93,7 @@ def test_imports_point_down(module: str) -> None:
     assert not up, f"{module} (layer {rank(module)}) imports {sorted(up)}"
 
 
-@pytest.mark.parametrize("package", ["linalg", "analyses", "directions"])
+@pytest.mark.parametrize("package", ["linalg", "analyses", "directions", "claims"])
 def test_siblings_do_not_import_each_other(package: str) -> None:
     inside = {m for m in MODULES if m.startswith(package)}
     siblings = inside - {package}

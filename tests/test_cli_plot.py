@@ -27,7 +27,7 @@ from surfaces import quadratic, surface
 class Other(Result):
     """A result of another command."""
 
-    group = "check"
+    group = "other"
 
     loss: float = field_of("loss")
 
@@ -132,13 +132,13 @@ def test_by_chooses_the_coordinate(sweep: Path, run: Run) -> None:
 
 
 def test_wrong_inputs_are_explained(sweep: Path, run: Run) -> None:
-    write_result("other.check.h5", Other(loss=1.0), sample_provenance())
+    write_result("other.other.h5", Other(loss=1.0), sample_provenance())
     write_result("ggn.spectrum.h5", sample_spectrum(operator="ggn"), sample_provenance())
     Path("empty").mkdir()
     Path("final.pt").write_bytes(b"PK")
     Path("text.h5").write_text("no HDF5 in here")
     for arguments, code, words in [
-        (["other.check.h5"], 2, "no result called spectrum"),
+        (["other.other.h5"], 2, "no result called spectrum"),
         (["missing.h5"], 5, "cannot read missing.h5"),
         (["nothing*.h5"], 2, "No file matches"),
         (["empty"], 2, "holds no spectra"),

@@ -146,6 +146,16 @@ def test_one_plane_for_several_and_a_trajectory_in_it(runs: Path) -> None:
     assert again.returncode == 0, again.stderr
     made = read_result(runs / "common" / "b.slice.h5", "slice").arrays
     assert made["loss"].values.tobytes() == second.arrays["loss"].values.tobytes()
+    planes = ("slice", "a.pt", "b.pt", "--common", "--repeat", "3", "--points", "3x3", "--batch-size", "500")
+    assert run(*planes, "-o", "one", cwd=runs).returncode == 0
+    assert run(*planes, "-o", "two", "--workers", "2", cwd=runs).returncode == 0
+    alone = ("slice", "b.pt", *planes[4:], "-o", "alone")
+    assert run(*alone, cwd=runs).returncode == 0
+    one, two, own = (
+        read_result(runs / f / "b.slice.h5", "slice").arrays["plane_loss"].values for f in ("one", "two", "alone")
+    )
+    assert one.tobytes() == two.tobytes()
+    assert not any(np.array_equal(a, b) for a, b in zip(one, own, strict=True))
     path = ("--trajectory", "a.pt", "--trajectory", "b.pt", "--trajectory", "c.pt")
     done = run("slice", "c.pt", "--dirs", "pca", *path, "--points", "5x4", "--json", "-o", "pca", cwd=runs)
     report = json.loads(done.stdout)

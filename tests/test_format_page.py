@@ -18,10 +18,12 @@ from landscape.analyses.descend import descend
 from landscape.analyses.escape import escape
 from landscape.analyses.slice import slice
 from landscape.analyses.widen import widen
+from landscape.claims import escape_dimensions as claim
 from landscape.framing import Beside
 from landscape.problem import Problem
+from landscape.result_checks import Checked, checked
 from landscape.result_slices import Sliced
-from landscape.results import AXES, Descended, Spectrum
+from landscape.results import AXES, Descended, Spectrum, Spent
 from landscape.store import FORMAT, write_result
 from samples import sample_provenance, sample_spectrum
 from surfaces import quadratic, surface
@@ -72,6 +74,14 @@ def full_descent() -> Descended:
     return descend(surface(quadratic(torch.linspace(1, 2, 4, dtype=torch.float64)), start))
 
 
+def full_check() -> Checked:
+    """A decision on made-up losses."""
+    losses = {4: np.array([1e-20, 1e-2]), 5: np.array([1e-20, 1e-20])}
+    evidence = claim.Evidence([claim.Population("made up", 4, losses)])
+    spent = Spent(0, 1.0, "float64", "cpu", {"notes": ()})
+    return checked(claim.CLAIM, claim.decide(evidence), claim.draw(evidence), 4, spent)
+
+
 def full_slice() -> Sliced:
     """A real slice of several planes, between checkpoints; what the kinds of directions exclude is filled in."""
     torch.manual_seed(0)
@@ -89,7 +99,7 @@ def test_a_real_file_holds_what_the_page_says_and_nothing_else(tmp_path: Path) -
     start = fixture_problem()
     way_out = escape(split_fixture(), controls=1, steps=3)
     opened = widen(start, "0", follow=True, controls=1, steps=3, shares=((2.0, -1.0),), samples=500)
-    results = [full_spectrum(), full_descent(), way_out, opened, full_slice()]
+    results = [full_spectrum(), full_descent(), way_out, opened, full_slice(), full_check()]
     write_result(path, results, sample_provenance())
     with h5py.File(path, "r") as file:
         assert set(file.attrs) == set(rows("Root"))

@@ -373,6 +373,44 @@ def test_a_kinked_network_is_checked_by_its_slope() -> None:
     assert np.isfinite(landscape.slice(network(nn.GELU), points=(3, 3)).curvature_tolerance).all()
 
 
+@pytest.mark.parametrize("seed", range(6))
+def test_kinks_raise_no_false_alarm(seed: int) -> None:
+    torch.manual_seed(seed)
+    model = nn.Sequential(
+        nn.Conv2d(1, 4, 3), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(36, 30), nn.ReLU(), nn.Linear(30, 5)
+    )
+    problem = Problem(model, (torch.randn(300, 1, 8, 8), torch.randint(5, (300,))), "cross_entropy")
+    assert landscape.slice(problem, points=(3, 3), seed=seed).faults == []
+
+
+def test_one_number_or_word_is_enough() -> None:
+    found = landscape.slice(network(), points=5, span=0.5, metrics="accuracy")
+    assert found.loss.shape == (1, 5)
+    assert found.accuracy is not None
+
+
+def test_a_plan_that_a_loss_cannot_follow_is_searched_for_anew() -> None:
+    plain = network(dtype=torch.float32, n=200)
+
+    def loss(model: nn.Module, batch: Any) -> tuple[Tensor, int]:
+        z = model(batch[0])
+        return F.cross_entropy(z, batch[1], reduction="sum") * (1 if float(z.mean()) < 1e9 else 2), len(z)
+
+    objective = build_objective(Problem(plain.model, [plain.data], loss))
+    surface = Surface(objective, objective.point(), torch.randn(2, objective.layout.total))
+    kept: dict[str, Any] = {}
+    plan_cells(surface, 1000, wisdom=KeptPieces({}, kept.update))
+    for wrong in (CellPlan("stacked", 200, 16).as_dict(), {"strategy": "in place"}, 7):
+        found = plan_cells(surface, 1000, wisdom=KeptPieces(dict.fromkeys(kept, wrong), kept.update))
+        assert found.strategy == "in place"
+
+
+def test_batch_statistics_are_refused() -> None:
+    model = nn.Sequential(nn.Linear(4, 3), nn.BatchNorm1d(3, track_running_stats=False), nn.Linear(3, 2))
+    with pytest.raises(ProblemError, match="without running statistics"):
+        landscape.slice(Problem(model, (torch.randn(9, 4), torch.randint(2, (9,))), "cross_entropy"), points=3)
+
+
 def test_a_loss_that_runs_in_its_own_arithmetic_only() -> None:
     weights = torch.tensor([1.0, 2.0, 3.0])  # float32, whatever the model is in
 
@@ -541,6 +579,10 @@ def test_what_timing_chose_is_remembered() -> None:
         ({"precision": "bf16"}, "no precision"),
         ({"dirs": "up"}, "no kind of direction"),
         ({"colour": "red"}, "no setting 'colour'"),
+        ({"seed": -1}, "--seed is -1"),
+        ({"points": (10**6, 10**6)}, "more than"),
+        ({"span": 1e300}, "--span 1e"),
+        ({"dirs": "gradient", "span": (1.0, 2.0)}, "is a line"),
     ],
 )
 def test_settings_that_make_no_slice(options: dict[str, Any], words: str) -> None:

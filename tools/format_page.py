@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
 
-from landscape import result_escapes, result_slices, results
+from landscape import result_checks, result_escapes, result_slices, results
 from landscape.results import AXES, Provenance, Result
 
 PAGE = Path(__file__).resolve().parent.parent / "docs" / "format.md"
@@ -17,7 +17,7 @@ JSON_FIELDS = "text, JSON"
 
 def result_classes() -> list[type[Result]]:
     """All analyses' results, in the order of the modules."""
-    everything = {**vars(results), **vars(result_escapes), **vars(result_slices)}
+    everything = {**vars(results), **vars(result_escapes), **vars(result_slices), **vars(result_checks)}
     found = [c for c in everything.values() if isinstance(c, type) and issubclass(c, Result)]
     return [c for c in found if c is not Result]
 

@@ -8,6 +8,7 @@ import math
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from typing import Any
 
 import torch
 
@@ -57,9 +58,9 @@ def plan_cells(
     if chunk is not None or cells < WORTH_TIMING or objective.device.type == "meta":
         return _curved(surface, fallback)
     key = _key(surface)
-    known = wisdom.get(key)
+    known = _remembered(surface, wisdom.get(key))
     if known is not None:
-        return CellPlan.from_dict(known)
+        return known
     best, spent = _timed(surface, fallback), 0.0
     for candidate in _candidates(surface, fallback, whole, cells, simple, memory):
         if spent > SHARE * best.seconds * cells:
@@ -76,6 +77,22 @@ def plan_cells(
     best = _curved(surface, _tiled(best))
     wisdom.put(key, best.as_dict())
     return best
+
+
+def _remembered(surface: Surface, known: Any) -> CellPlan | None:
+    """What was chosen before, if it can be carried out: the key does not know all that a loss does."""
+    try:
+        plan = CellPlan.from_dict(known) if known is not None else None
+    except (TypeError, AttributeError):
+        return None
+    if plan is None or (plan.strategy == "in place" and not plan.channels_last):
+        return plan
+    where = [[0.0] * len(surface.directions)] * plan.points
+    try:
+        cell_values(cut(surface, plan), plan, where)
+    except Exception:  # whatever vmap or `view` says of this network; the search finds what works
+        return None
+    return plan
 
 
 def _candidates(
@@ -170,6 +187,8 @@ def _key(surface: Surface) -> str:
     shapes = [[str(tuple(t.shape)) + str(t.dtype) for t in tensors_of(b)] for b in objective.batches[:1]]
     parts = (
         repr(objective.model),
+        f"{getattr(objective.loss, '__module__', '')}.{getattr(objective.loss, '__qualname__', '')}",
+        objective.cuttable,
         [str(tuple(s)) for s in objective.layout.shapes],
         shapes,
         len(objective.batches),

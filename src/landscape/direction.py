@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from _typeshed import DataclassInstance
 
 O = TypeVar("O", bound="DataclassInstance")  # noqa: E741
+# Names of options after a comma; where a path may hold commas and equal signs itself, those of the kind only.
+NAME, PATHS = r"\w+", {"between": "to|third", "file": "path"}
 KINDS = ("random", "hessian", "gradient", "pca", "between", "file")
 
 
@@ -50,7 +52,8 @@ class Around:
     """What directions may look at.
 
     Attributes:
-        objective: the loss at the checkpoint. seed, plane: of random choices; planes differ in the latter.
+        objective: the loss at the checkpoint. seed, plane, number: of random choices; planes differ in the
+            second, joined directions of one kind in the third.
         points: θ [P] of other checkpoints by the word that named them.
         trajectory: θ of checkpoints in order, by name.
         tensors: of each file of directions, one mapping of tensors by parameter name per direction.
@@ -61,6 +64,7 @@ class Around:
     objective: Objective
     seed: int = 0
     plane: int = 0
+    number: int = 0
     points: Mapping[str, Tensor] = field(default_factory=dict)
     trajectory: Sequence[tuple[str, Tensor]] = ()
     tensors: Mapping[str, Sequence[Mapping[str, Tensor]]] = field(default_factory=dict)
@@ -92,7 +96,7 @@ def parse_directions(text: str) -> list[Spec]:
                 f"choose from {', '.join(KINDS)}; two are joined with +",
             )
         options: dict[str, str] = {}
-        for pair in re.split(r",(?=\w+=)", rest) if colon else ():
+        for pair in re.split(rf",(?=(?:{PATHS.get(kind, NAME)})=)", rest) if colon else ():
             name, equals, value = pair.partition("=")
             if not equals or not value or name in options:
                 raise UsageError(f"--dirs {text!r}: {pair!r} is not OPTION=VALUE", f"such as {kind}:{_example(kind)}")

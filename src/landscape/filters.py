@@ -50,7 +50,8 @@ def ignored(model: nn.Module, layout: Layout, what: str) -> Tensor:
             raise UsageError(f"there is nothing called {word!r} to ignore", "ignore=bias, norm, bias+norm or none")
     found = []
     for name, shape in zip(layout.names, layout.shapes, strict=True):
-        bias = "bias" in words and name.rpartition(".")[2].endswith("bias")
+        last = name.rpartition(".")[2]
+        bias = "bias" in words and (last.endswith("bias") or last.startswith("bias_"))  # bias_ih_l0 of an LSTM
         norm = "norm" in words and isinstance(_owner(model, name), NORMALISING)
         found.append(torch.full((shape.numel(),), bias or norm))
     return torch.cat(found)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -117,9 +118,13 @@ def make_frame(
     tell("timing", 0, 1)
     if aside is None:
         plan = plan_cells(surface, grid.cells, chunk=settings.batch_size, memory=settings.memory, wisdom=wisdom)
-        pieces.put("frame", {"directions": as_plain(directions), "plan": plan.as_dict(), "notes": notes})
+        others = [] if common is None else [as_plain(planes(k)) for k in range(1, settings.repeat)]
+        pieces.put(
+            "frame", {"directions": as_plain(directions), "plan": plan.as_dict(), "notes": notes, "planes": others}
+        )
     else:
         plan = CellPlan.from_dict(aside["plan"])
+        planes = _stored_planes(aside["planes"], objective.point()) if aside["planes"] else planes
     surface, reference = cut(surface, plan), _reference(objective, surface.recalibrate)
     single, origin = CellPlan("in place", plan.chunk, 1, curvature=plan.curvature), [0.0] * len(directions)
     centre = float(cell_values(surface.only_loss(), single, [origin])[0, 0])
@@ -146,6 +151,11 @@ def _maker(around: Around, settings: SliceSettings) -> Planes:
         return make_directions(specs, replace(around, plane=plane), settings.axes)
 
     return planes
+
+
+def _stored_planes(plain: Sequence[Mapping[str, Any]], like: Tensor) -> Planes:
+    """The directions of the planes after the first one, made at another checkpoint."""
+    return lambda plane: from_plain(plain[plane - 1], like)
 
 
 def _other_points(beside: Beside, objective: Objective) -> tuple[dict[str, Tensor], list[tuple[str, Tensor]]]:
@@ -237,6 +247,8 @@ def _warn_of_statistics(beside: Beside, objective: Objective, settings: SliceSet
 
 
 def _grid(directions: list[Direction], settings: SliceSettings, exact: Exact, norm: float) -> Grid:
+    if settings.span is not None and len(settings.span) > len(directions):
+        raise UsageError("--span has two axes, and the slice is a line", "give one number, such as --span 1")
     counts = settings.points or (LINE if len(directions) == 1 else PLANE)
     axes = []
     for i, d in enumerate(directions):

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from landscape.arithmetic import strict_arithmetic
 from landscape.batches import map_tensors, move, read_batches, rechunk, size_in_bytes, take, tensors_of
@@ -192,6 +193,7 @@ def build_objective(
     # The checks may draw random numbers (functional dropout, before it is refused): not at the caller's cost.
     with strict_arithmetic(), torch.random.fork_rng(devices=generators):
         model = copy.deepcopy(problem.model).to(device, dtype).eval()
+        _refuse_batch_statistics(model)
         names = tuple(trainable(model))
         chosen = select(names, params) if params else names
         layout = _require(model, chosen)
@@ -200,6 +202,16 @@ def build_objective(
         _check_fixed(model, loss, take(moved[0], slice(0, CHECKED)) if problem.per_sample else moved[0])
         count = _total_count(model, loss, moved, ranks)
     return Objective(model, loss, moved, chosen, layout, count, problem.weight_decay, names, problem.per_sample, ranks)
+
+
+def _refuse_batch_statistics(model: nn.Module) -> None:
+    """BatchNorm without running statistics mixes the samples of a batch: the loss would depend on how data are cut."""
+    for name, module in model.named_modules():
+        if isinstance(module, _BatchNorm) and module.running_mean is None:
+            raise ProblemError(
+                f"{name!r} is a BatchNorm without running statistics, so the loss depends on how the data are batched",
+                "make it with track_running_stats=True, or use GroupNorm or InstanceNorm",
+            )
 
 
 def _require(model: nn.Module, names: Sequence[str]) -> Layout:

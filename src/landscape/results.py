@@ -46,6 +46,10 @@ AXES: dict[str, tuple[str, str | None]] = {
     "quantile": ("share of the planes below", "quantile"),
     "direction": ("direction of the slice", "direction"),
     "mark": ("another checkpoint, projected into the slice", "mark"),
+    "part": ("test of a claim", "part"),
+    "excluded": ("run that was left out", "excluded"),
+    "settle": ("command that would settle what is undetermined", "settle"),
+    "point": ("point of a curve of the claim's figure", None),
     "inner": ("rank among the inner Hessian's eigenvalues, ascending", None),
 }
 

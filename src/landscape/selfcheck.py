@@ -18,6 +18,8 @@ from landscape.operators import CurvatureOperator
 # Steps of the differences, relative to the range that is drawn; and those that are tried where the first ones leave
 # the curvature uncertain by more than this share.
 STEPS, MORE_STEPS, UNCERTAIN = 10.0 ** -np.arange(2.0, 3.5, 0.5), 10.0 ** -np.arange(0.5, 6.0, 0.5), 1e-3
+# Of a network with kinks: one for its curvature, the others so small that hardly a kink lies between.
+KINKED_STEPS = 10.0 ** -np.array([2.0, 4.5, 5.0, 5.5, 6.0])
 # Rounding of a loss, in units of eps max(L, …); what an error estimate may be wrong by.
 ROUNDING, SAFETY = 30.0, 10.0
 # Functions whose first derivative jumps: differences see that, second derivatives by autograd do not.
@@ -75,8 +77,8 @@ def check_surface(surface: Surface, chunk: int, exact: Exact, reach: np.ndarray)
             points = [[float(t) if i == axis else 0.0 for i in range(axes)] for t in steps]
             return cell_values(surface, plan, points)[:, 0].numpy()
 
-        steps = float(reach[axis]) * STEPS
-        found = _differences(loss, exact.value, steps, eps)
+        steps = float(reach[axis]) * (KINKED_STEPS if kinked else STEPS)
+        found = (_kinked if kinked else _differences)(loss, exact.value, steps, eps)
         if not kinked and not found[3] <= UNCERTAIN * abs(exact.curvature[axis]):
             found = _differences(loss, exact.value, float(reach[axis]) * MORE_STEPS, eps)
         measured.append(found)
@@ -106,6 +108,20 @@ def _differences(
     first = _richardson((up - down) / (2 * h), rounding / h)
     second = _richardson((up - 2 * centre + down) / h**2, 4 * rounding / h**2)
     return (*first, *second)
+
+
+def _kinked(
+    loss: Callable[[np.ndarray], np.ndarray], centre: float, h: np.ndarray, eps: float
+) -> tuple[float, float, float, float]:
+    """As `_differences` where the slope jumps at kinks: the slope between its closest neighbours, uncertain by how much
+    it still changes from step to step; the curvature of the largest step, kinks and all."""
+    both = loss(np.concatenate([h, -h]))
+    up, down = both[: len(h)], both[len(h) :]
+    rounding = ROUNDING * eps * max(float(np.abs(both).max()), abs(centre)) / h
+    slopes = (up - down) / (2 * h)
+    last = float(np.median(slopes[1:]))
+    curvature = float((up[0] - 2 * centre + down[0]) / h[0] ** 2)
+    return last, float(np.abs(slopes[1:] - last).max() + rounding[1:].max()), curvature, float("inf")
 
 
 def _richardson(values: np.ndarray, rounding: np.ndarray) -> tuple[float, float]:

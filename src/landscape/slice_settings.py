@@ -13,6 +13,8 @@ from landscape.direction import parse_directions
 from landscape.errors import UsageError
 from landscape.measures import METRICS
 
+# Half-widths that floating point can do something with; cells that a file can hold.
+SHORTEST, LONGEST, MOST_CELLS = 1e-12, 1e12, 10**7
 LINE, PLANE = (51,), (41, 41)
 BATCHNORM = ("fixed", "recalibrate")
 
@@ -45,15 +47,26 @@ class SliceSettings:
     memory: int | None = None
 
     def __post_init__(self) -> None:
+        for name in ("span", "points", "metrics"):  # one number, or one word, is as good as a tuple of one
+            value = getattr(self, name)
+            if isinstance(value, int | float | str):
+                object.__setattr__(self, name, (value,))
         specs = parse_directions(self.dirs)
         if self.span is not None and not (
-            len(self.span) in (1, 2) and all(s > 0 and math.isfinite(s) for s in self.span)
+            len(self.span) in (1, 2) and all(SHORTEST <= s <= LONGEST for s in self.span)
         ):
-            raise UsageError(f"--span {_joined(self.span)} must be above 0", "such as --span 1, or --span 1x0.5")
+            raise UsageError(
+                f"--span {_joined(self.span)} must be above 0 (from {SHORTEST:g} to {LONGEST:g})",
+                "such as --span 1, or --span 1x0.5",
+            )
         if self.points is not None and not (len(self.points) in (1, 2) and all(n >= 2 for n in self.points)):
             raise UsageError(
                 f"--points {_joined(self.points)} is no grid; every axis needs at least 2 points",
                 "such as --points 51 for a line, --points 41x41 for a plane",
+            )
+        if self.points is not None and math.prod(self.points) * max(1, self.repeat) > MOST_CELLS:
+            raise UsageError(
+                f"--points {_joined(self.points)} are more than {MOST_CELLS:,} cells", "such as --points 41x41"
             )
         if self.span is not None and self.points is not None and len(self.span) > len(self.points):
             raise UsageError("--span has two axes, and --points one", "such as --span 1 --points 51")
@@ -62,7 +75,7 @@ class SliceSettings:
                 f"--repeat draws several random planes, and --dirs {self.dirs} are always the same",
                 "leave it out, or choose --dirs random",
             )
-        for name, least in (("repeat", 1), ("samples", 1), ("batch_size", 1), ("memory", 1)):
+        for name, least in (("repeat", 1), ("seed", 0), ("samples", 1), ("batch_size", 1), ("memory", 1)):
             value = getattr(self, name)
             if value is not None and value < least:
                 raise UsageError(f"--{name.replace('_', '-')} is {value}; it must be at least {least}")

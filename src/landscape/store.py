@@ -276,9 +276,15 @@ def stored_identity(path: str | PathLike[str], group: str) -> tuple[str, str] | 
 
 
 def read_plain_arrays(path: str | PathLike[str]) -> dict[str, np.ndarray]:
-    """The numeric datasets at the root of any HDF5 file, by name. Raises StorageError as `read_result` does."""
+    """The numeric datasets of any HDF5 file by name, "group/name" in groups. Raises StorageError as `read_result`."""
+    found: dict[str, h5py.Dataset] = {}
+
+    def note(name: str, item: Any) -> None:
+        if isinstance(item, h5py.Dataset):
+            found[name] = item
+
     with _opened(path, ours=False) as file:
-        found = {name: item for name, item in file.items() if isinstance(item, h5py.Dataset)}
+        file.visititems(note)
         return {name: np.asarray(item[()]) for name, item in found.items() if item.dtype.kind in "fiub"}
 
 

@@ -145,6 +145,35 @@ def widened(model: nn.Module, hidden: Hidden, splits: Sequence[Split]) -> nn.Mod
     return _rebuilt(model, hidden, source, factor)
 
 
+def narrowed(model: nn.Module, hidden: Hidden, neurons: Sequence[int]) -> nn.Module:
+    """A copy with these neurons of the layer only, as they are; everything else as it is.
+
+    Raises:
+        UsageError: a neuron that is not there.
+    """
+    width = width_of(model, hidden.layer)
+    if not neurons or not all(0 <= j < width for j in neurons):
+        raise UsageError(f"{hidden.layer!r} has the neurons 0 to {width - 1}, and {list(neurons)} are asked for")
+    return _rebuilt(model, hidden, list(neurons), [1.0] * len(neurons))
+
+
+def with_neurons(model: nn.Module, hidden: Hidden, source: nn.Module, neurons: Sequence[int]) -> nn.Module:
+    """A copy of `source` in which all neurons of the layer but these are those of `model`, input weights, biases and
+    output weights: what a ticket meets when the rest is drawn anew."""
+    made, fresh = copy.deepcopy(source), dict(model.named_parameters())
+    kept = torch.zeros(width_of(source, hidden.layer), dtype=torch.bool)
+    kept[list(neurons)] = True
+    with torch.no_grad():
+        for name, parameter in made.named_parameters():
+            layer = name.rpartition(".")[0]
+            if layer == hidden.layer:
+                parameter[~kept] = fresh[name][~kept].to(parameter)
+            elif name == f"{hidden.next}.weight":
+                columns = (~kept).repeat_interleave(parameter.shape[1] // len(kept))
+                parameter[:, columns] = fresh[name][:, columns].to(parameter)
+    return made
+
+
 def with_fresh(
     model: nn.Module, hidden: Hidden, count: int, generator: torch.Generator, zero: bool = False
 ) -> nn.Module:

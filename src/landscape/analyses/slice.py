@@ -95,13 +95,22 @@ def stored_cells(frame: Frame, pieces: Pieces) -> Cells:
     return Cells.empty(frame.grid, frame.surface.metrics) if aside is None else Cells(**aside)
 
 
+def _ends_at_one(frame: Frame) -> bool:
+    """Whether this is the line to another checkpoint, which lies at 1 (with --common it may lie elsewhere)."""
+    marks, line = frame.marks, frame.grid.line and frame.settings.dirs.startswith("between")
+    if not (line and marks.names):
+        return False
+    length = float(frame.surface.directions.double().norm())
+    return bool(abs(marks.coordinates[0, 0] - 1) < 1e-4 and marks.distance[0] < 1e-4 * length)
+
+
 def finish(frame: Frame, cells: Cells, seconds: float) -> Sliced:
     """The result of a frame and its cells, whether all of them are there or not."""
     settings, grid, directions = frame.settings, frame.grid, frame.directions
     plane, layout = frame.surface.directions.double(), frame.surface.objective.layout
     norms = plane.norm(dim=1)
     found: dict[str, Any] = cell_fields(cells, grid, frame.surface.metrics)
-    if grid.line and frame.marks.names and settings.dirs.startswith("between") and bool(cells.done.all()):
+    if _ends_at_one(frame) and bool(cells.done.all()):
         ends = (frame.loss_centre, float(frame.marks.surface_loss[0]))
         found["barrier"], found["barrier_at"] = barrier(grid, found["loss"][0], ends)
     cosine, notes = math.nan, list(frame.notes)

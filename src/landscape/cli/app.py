@@ -7,7 +7,7 @@ import sys
 
 import typer
 
-from landscape.cli import descend, doctor, escape, export, info, plot, slice, spectrum, train, widen
+from landscape.cli import check, descend, doctor, escape, export, info, plot, slice, spectrum, train, widen
 from landscape.cli.terminal import print_error
 from landscape.errors import LandscapeError
 from landscape.interrupts import Interrupted, interruptible
@@ -27,6 +27,7 @@ app.command("widen")(widen.widen)
 app.command("slice")(slice.slice)
 app.command("descend")(descend.descend)
 app.command("train")(train.train)
+app.command("check")(check.check)
 app.command("info")(info.info)
 app.command("plot")(plot.plot)
 app.command("export")(export.export)

@@ -14,8 +14,8 @@ if TYPE_CHECKING:
     from landscape.store import StoredResult
 
 # What a folder or glob is searched for, in this order, by analysis.
-PATTERNS = {kind: f"*.{kind}.h5" for kind in ("spectrum", "descend", "escape", "widen", "slice")}
-WORDS = {"spectrum": "spectra", "slice": "slices"}
+PATTERNS = {kind: f"*.{kind}.h5" for kind in ("spectrum", "descend", "escape", "widen", "slice", "check")}
+WORDS = {"spectrum": "spectra", "slice": "slices", "check": "decided claims"}
 # All that is shown of a slice; the directions themselves may be as large as networks.
 SHOWN = ("x", "y", "plane", "quantile", "direction", "mark", "tensor")
 

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from landscape.store import StoredResult
 
-SINGLE = ("escape", "widen")  # one checkpoint a figure
+SINGLE = ("escape", "widen", "check")  # one result a figure
 # What several results in one figure are called.
 NAMES = {"spectrum": "spectra.png", "descend": "descents.png", "slice": "slices.png"}
 DEFAULT = Path("landscape-results") / "spectra.png"
@@ -28,8 +28,8 @@ def plot(
         list[str],
         typer.Argument(
             metavar="RESULT",
-            help="Files that spectrum, descend, escape, widen or slice wrote, or surfaces of Li et al. (.h5); globs "
-            "(also **), or folders of them.",
+            help="Files that spectrum, descend, escape, widen, slice or check wrote, or surfaces of Li et al. (.h5); "
+            "globs (also **), or folders of them.",
         ),
     ],
     by: Annotated[
@@ -118,6 +118,7 @@ def _rendered(found: list[StoredResult], by: str | None, target: Path) -> bytes:
 
 
 def _figure(found: list[StoredResult], by: str | None) -> Figure:
+    from landscape.figures.claims import draw_check
     from landscape.figures.descents import draw_descents
     from landscape.figures.series import caveats, differences
     from landscape.figures.spectrum import draw_spectrum
@@ -129,7 +130,7 @@ def _figure(found: list[StoredResult], by: str | None) -> Figure:
     if kind == "descend":
         return draw_descents(found, by)
     if kind in SINGLE:
-        return (draw_escape if kind == "escape" else draw_widen)(found[0])
+        return {"escape": draw_escape, "widen": draw_widen, "check": draw_check}[kind](found[0])
     if kind == "slice":
         figure = draw_slices(found, by)
         notes = differences(found)

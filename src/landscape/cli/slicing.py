@@ -143,7 +143,7 @@ def _fixed(frame: Frame) -> Planes:
 
     def planes(plane: int) -> Any:
         found = frame.directions if plane == 0 else frame.planes(plane)
-        return [replace(d, low=low, high=high) for d, (low, high) in zip(found, ranges, strict=False)]
+        return [replace(d, low=low, high=high, explained=None) for d, (low, high) in zip(found, ranges, strict=False)]
 
     return planes
 

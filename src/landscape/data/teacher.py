@@ -76,6 +76,12 @@ def load(settings: Mapping[str, Any]) -> Dataset:
     return Dataset(train=(x, y), test=(x_test, y_test), classes=1, name="teacher")
 
 
+def teacher_weights(settings: Mapping[str, Any]) -> Tensor | None:
+    """Input weights of the teacher [neurons, features]; None for a target that is no network."""
+    s = parse_settings(Settings, settings, "data 'teacher'")
+    return None if s.target == "rosenbrock" else _teacher(s)[0]
+
+
 @lru_cache(maxsize=8)
 def _arrays(s: Settings) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     if s.inputs == "grid":

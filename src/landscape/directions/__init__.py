@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any, Protocol
 
 from landscape.direction import Around, Direction, Spec, options_of
 from landscape.directions import between, file, gradient, hessian, pca, random
 from landscape.errors import UsageError
+
+# Two directions whose cosine is this near to ±1 span no plane.
+PARALLEL = 1e-9
 
 
 class Kind(Protocol):
@@ -44,9 +48,10 @@ def make_directions(specs: Sequence[Spec], around: Around, axes: int | None) -> 
         UsageError: other numbers of directions than `axes`, or one of zero length.
     """
     count = axes if len(specs) == 1 else 1
-    found = [
-        d for spec in specs for d in TABLE[spec.kind].make(around, options_of(TABLE[spec.kind].Options, spec), count)
-    ]
+    found: list[Direction] = []
+    for number, spec in enumerate(specs):
+        kind = TABLE[spec.kind]
+        found += kind.make(replace(around, number=number), options_of(kind.Options, spec), count)
     named = "+".join(spec.kind for spec in specs)
     if not 1 <= len(found) <= 2 or (axes is not None and len(found) != axes):
         wanted = "one or two" if axes is None else "one" if axes == 1 else "two"
@@ -60,4 +65,8 @@ def make_directions(specs: Sequence[Spec], around: Around, axes: int | None) -> 
                 f"the direction {d.label!r} has length zero",
                 "filter-normalised directions are zero where all weights are; try norm=none",
             )
+    if len(found) == 2:
+        a, b = (d.vector.double() for d in found)
+        if abs(float(a @ b)) > (1 - PARALLEL) * float(a.norm() * b.norm()):
+            raise UsageError(f"the two directions of --dirs {named} are parallel", "choose two different ones")
     return found

@@ -21,6 +21,9 @@ class Options:
 def make(around: Around, options: Options, count: int | None) -> list[Direction]:
     """θ' − θ; with a third checkpoint also the part of θ'' − θ orthogonal to it, scaled to the same length."""
     theta = around.objective.point()
+    for name in filter(None, (options.to, options.third)):
+        if name not in around.points:
+            raise UsageError(f"no checkpoint {name!r} is given", "beside=Beside(points={name: problem}) in Python")
     first = (around.points[options.to].to(theta) - theta).double()
     found = [Direction(f"to {options.to}", first.to(theta), -MARGIN, 1 + MARGIN)]
     size = float(first.norm())

@@ -62,8 +62,23 @@ def _stored(around: Around, top: int, bottom: int) -> tuple[Pairs, Pairs] | None
         scale = float(abs(value).max()) if len(value) else 0.0
         close = residual <= (RTOL * abs(value)).clip(min=TAU * scale)
         found.append(Pairs(value, residual, close, pairs[2].to(theta).T))
+    if not _are_eigenvectors(around, [*found]):
+        return None
     around.notes.append("eigenvectors are taken from the stored spectrum")
     return found[0], found[1]
+
+
+def _are_eigenvectors(around: Around, found: list[Pairs]) -> bool:
+    """Whether one product each bears them out: the spectrum may be of another loss, subset or weight decay."""
+    operator = CurvatureOperator(around.objective, memory=around.memory, expected_products=4)
+    for pairs in found:
+        if len(pairs.value):
+            vectors = pairs.vector[:, :2].contiguous()
+            value = torch.as_tensor(pairs.value[:2].copy()).to(vectors)
+            residual = (operator(vectors) - value * vectors).norm(dim=0).double().cpu().numpy()
+            if (residual > 2 * pairs.residual[:2] + RTOL * abs(pairs.value[:2])).any():
+                return False
+    return True
 
 
 def _computed(around: Around, top: int, bottom: int) -> tuple[Pairs, Pairs]:

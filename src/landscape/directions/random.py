@@ -34,7 +34,10 @@ def make(around: Around, options: Options, count: int | None) -> list[Direction]
     members = groups(objective.model, objective.layout, options.norm).to(theta.device)
     left_alone = ignored(objective.model, objective.layout, options.ignore).to(theta.device)
     seed = around.seed if options.seed is None else options.seed
-    state = int(np.random.SeedSequence([seed, around.plane]).generate_state(1, np.uint64)[0] >> 1)
+    if seed < 0:
+        raise UsageError(f"a seed of {seed} is none", "seeds are 0 or above")
+    words = [seed, around.plane, *([around.number] if around.number else [])]
+    state = int(np.random.SeedSequence(words).generate_state(1, np.uint64)[0] >> 1)
     generator = torch.Generator().manual_seed(state)
     found: list[Tensor] = []
     for _ in range(2 if count is None else count):

@@ -1,0 +1,355 @@
+"""Escape dimensions, not lottery tickets: widening opens ways out of bad minima (Martinelli, Brea et al. 2026).
+
+Protocol A splits neurons of certified bad minima and follows what opens, against random kicks of the same length.
+Protocol B compares success against width with two lottery nulls, and each wide start with its own tickets alone.
+Protocol C keeps a winning ticket and draws the rest anew.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from landscape.claim import Claim, Curve, Decision, Excluded, Part, combined
+from landscape.statistics import (
+    Estimate,
+    Null,
+    all_tickets,
+    counting_ratio,
+    disjoint_tickets,
+    mcnemar_pairs,
+    null_p_value,
+    paired_bootstrap,
+    trend,
+    wilson,
+)
+
+NAME = "escape-dimensions"
+# Fixed before any data. A squared error below this is zero loss (claims §1, Protocol B).
+SUCCESS = 1e-10
+# Two-sided level of every test; intervals are 95 %.
+LEVEL = 0.01
+# Fewer independent units than this decide nothing.
+LEAST_SEEDS, LEAST_MINIMA, LEAST_TICKETS = 20, 8, 8
+# A drop of the loss smaller than this share is none.
+DROP = 1e-3
+# The lottery reading predicts that a kept winning ticket wins always; less than this share is not always.
+ALWAYS = 0.95
+
+
+@dataclass(frozen=True)
+class Splits:
+    """Protocol A at one certified bad minimum.
+
+    Attributes:
+        run: its name. loss: there. foretold, found: negative eigenvalues of every split [K]. reached: loss where the
+            way out of each split ended [K], NaN where none opened. wide, narrow: losses from random kicks of the same
+            length in the wide network [K, C] and in the narrow one.
+    """
+
+    run: str
+    loss: float
+    foretold: np.ndarray
+    found: np.ndarray
+    reached: np.ndarray
+    wide: np.ndarray
+    narrow: np.ndarray
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """One width of the paired test of Protocol B: of every start, whether the wide network won, and how many of the
+    tickets that were tried won alone [S]."""
+
+    width: int
+    wide: np.ndarray
+    winners: np.ndarray
+    tried: int
+    total: int
+
+
+@dataclass(frozen=True)
+class Kept:
+    """Protocol C: of every kept winning ticket, the share of redraws that succeeded, and the share in which all its
+    neurons ended at the teacher's (NaN without a teacher) [T]; redraws of each."""
+
+    width: int
+    success: np.ndarray
+    matched: np.ndarray
+    redraws: int
+
+
+@dataclass(frozen=True)
+class Population:
+    """One problem: a teacher or data set with one optimiser.
+
+    Attributes:
+        name: in words. r: width of the tickets, the smallest one. losses: width -> loss of every seed.
+        splits, pairs, kept: what was done of the protocols.
+        zero: whether zero loss can be reached at all, so that success means something.
+    """
+
+    name: str
+    r: int
+    losses: Mapping[int, np.ndarray]
+    splits: Sequence[Splits] = ()
+    pairs: Sequence[Pairs] = ()
+    kept: Sequence[Kept] = ()
+    zero: bool = True
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """All problems of a check, and the runs that were left out."""
+
+    populations: Sequence[Population]
+    excluded: Sequence[Excluded] = field(default_factory=tuple)
+
+
+def decide(evidence: Evidence) -> Decision:
+    """All parts, and the verdict of the evidence among them."""
+    parts: list[Part] = []
+    for p in evidence.populations:
+        parts += [*_splits(p), *_width(p), *_pairs(p), *_kept(p)]
+    verdict, condition = combined(parts)
+    seeds = sum(max((len(v) for v in p.losses.values()), default=0) for p in evidence.populations)
+    undecided = [p for p in parts if p.evidence and p.verdict == "undetermined"]
+    settle = (f"landscape check --claim {NAME} --run --scale full",) if undecided else ()
+    return Decision(NAME, verdict, condition, tuple(parts), seeds, tuple(evidence.excluded), settle)
+
+
+def _splits(p: Population) -> list[Part]:
+    """Protocol A. The unit is the bad minimum, not the split."""
+    if not p.splits:
+        return []
+    n = len(p.splits)
+    equal = sum(int((s.foretold == s.found).sum()) for s in p.splits)
+    total = sum(len(s.found) for s in p.splits)
+    index = wilson(equal, total)
+    lowered = [bool((s.reached < (1 - DROP) * s.loss).any()) for s in p.splits]
+    down = wilson(sum(lowered), n)
+    zero = wilson(sum(bool((s.reached < SUCCESS).any()) for s in p.splits), n)
+    parts = [
+        Part(
+            f"{p.name}: index as foretold", _equal(equal, total), "share of splits", index.value, index.low, index.high,
+            total, "a theorem: a check of this program, no evidence", evidence=False,
+        ),
+        Part(
+            f"{p.name}: splitting opens a way down", _above(down, 0.5, n >= LEAST_MINIMA),
+            "share of bad minima where a split leads lower", down.value, down.low, down.high, n, _few(n, LEAST_MINIMA),
+        ),
+    ]  # fmt: skip
+    if p.zero:
+        parts.append(
+            Part(
+                f"{p.name}: splitting leads to zero loss", "undetermined", "share of bad minima", zero.value, zero.low,
+                zero.high, n, "reported: escaping is not reaching a global minimum", evidence=False,
+            )
+        )  # fmt: skip
+    for kind in ("wide", "narrow"):
+        gain = _against_kicks(p.splits, kind)
+        if gain is not None:
+            verdict = _above(gain, 0.0, n >= LEAST_MINIMA)
+            parts.append(
+                Part(
+                    f"{p.name}: ways out against kicks, {kind}", verdict,
+                    "log10 loss of kicks less that of ways out, median, mean over minima", gain.value, gain.low,
+                    gain.high, n, _few(n, LEAST_MINIMA),
+                )
+            )  # fmt: skip
+    return parts
+
+
+def _against_kicks(splits: Sequence[Splits], kind: str) -> Estimate | None:
+    """How many decades lower the ways out end than random kicks of the same length, bad minimum by bad minimum."""
+    ways, kicks = [], []
+    for s in splits:
+        there = np.isfinite(s.reached)
+        other = np.asarray(getattr(s, kind))
+        other = other[there] if kind == "wide" and other.ndim == 2 else other
+        if there.any() and np.isfinite(other).any():
+            ways.append(float(np.median(_decades(s.reached[there]))))
+            kicks.append(float(np.median(_decades(other[np.isfinite(other)]))))
+    if len(ways) < 2:
+        return None
+    return paired_bootstrap(np.array(ways), np.array(kicks), np.random.default_rng(0))
+
+
+def _decades(loss: np.ndarray) -> np.ndarray:
+    """log10, with everything that counts as zero at `SUCCESS`."""
+    decades: np.ndarray = np.log10(np.maximum(loss, SUCCESS))
+    return decades
+
+
+def _width(p: Population) -> list[Part]:
+    """Protocol B without pairs: success against width, and both lottery nulls."""
+    if not p.zero or len(p.losses) < 2:
+        return []
+    widths = sorted(p.losses)
+    won = {w: int((p.losses[w] < SUCCESS).sum()) for w in widths}
+    seeds = {w: len(p.losses[w]) for w in widths}
+    fewest = min(seeds.values())
+    p_value, gain = trend([won[w] for w in widths], [seeds[w] for w in widths], widths)
+    verdict = "supported" if p_value < LEVEL else "contradicted" if gain.high < 0 else "undetermined"
+    if fewest < LEAST_SEEDS:
+        verdict = "undetermined"
+    parts = [
+        Part(
+            f"{p.name}: success grows with width", verdict, f"share won at {widths[-1]} less at {widths[0]}",
+            gain.value, gain.low, gain.high, sum(seeds.values()), f"p = {p_value:.1e}{_few(fewest, LEAST_SEEDS, '; ')}",
+        )
+    ]  # fmt: skip
+    nulls: tuple[tuple[Null, str], ...] = (("disjoint", "disjoint tickets"), ("all", "independent sub-tickets"))
+    for kind, words in nulls:
+        rejected = [
+            null_p_value(won[w], seeds[w], won[p.r], seeds[p.r], w, p.r, kind, np.random.default_rng(0))
+            for w in widths
+            if w > p.r
+        ]
+        least = min(rejected, default=math.nan) * max(1, len(rejected))  # Bonferroni over widths
+        word = "rejected" if least < LEVEL else "not rejected"
+        parts.append(
+            Part(
+                f"{p.name}: null of {words}", "undetermined", "p, Bonferroni over widths", min(1.0, least), math.nan,
+                math.nan, sum(seeds.values()), f"{word}: necessary for the claim, never sufficient", evidence=False,
+            )
+        )  # fmt: skip
+    return parts
+
+
+def _pairs(p: Population) -> list[Part]:
+    """Protocol B, paired: does the wide network win where none of its tickets does, or the other way round?"""
+    parts = []
+    for pair in p.pairs:
+        ticket = pair.winners > 0
+        p_value, share = mcnemar_pairs(ticket, pair.wide)
+        n, enough = len(ticket), len(ticket) >= LEAST_SEEDS
+        verdict = "undetermined"
+        if enough and p_value < LEVEL:
+            verdict = "supported" if share.value > 0.5 else "contradicted"
+        only_wide, only_ticket = int((pair.wide & ~ticket).sum()), int((ticket & ~pair.wide).sum())
+        some = f", {pair.tried} of {pair.total} tickets tried" if pair.tried < pair.total else ""
+        note = f"{only_wide} only the wide network, {only_ticket} only a ticket, p = {p_value:.1e}{some}"
+        parts.append(
+            Part(
+                f"{p.name}: width {pair.width} against its own tickets", verdict,
+                "share of the wide network among starts where one alone wins", share.value, share.low, share.high, n,
+                note + _few(n, LEAST_SEEDS, "; "),
+            )
+        )  # fmt: skip
+    return parts
+
+
+def _kept(p: Population) -> list[Part]:
+    """Protocol C: the lottery reading predicts that a kept winning ticket wins whatever the rest is."""
+    parts = []
+    for kept in p.kept:
+        n = len(kept.success)
+        for words, shares in (("wins", kept.success), ("is the solution", kept.matched)):
+            if not np.isfinite(shares).all() or n < 2:
+                continue
+            mean = _mean_share(shares)
+            verdict = "undetermined"
+            if n >= LEAST_TICKETS:
+                verdict = "supported" if mean.high < ALWAYS else "contradicted" if mean.low > ALWAYS else "undetermined"
+            parts.append(
+                Part(
+                    f"{p.name}: kept ticket {words}, width {kept.width}", verdict,
+                    f"share of {kept.redraws} redraws of the rest, mean over tickets", mean.value, mean.low, mean.high,
+                    n, f"the lottery reading predicts 1{_few(n, LEAST_TICKETS, '; ')}",
+                )
+            )  # fmt: skip
+    return parts
+
+
+def _mean_share(shares: np.ndarray) -> Estimate:
+    """Mean of shares [T], tickets as units: the wider of bootstrap and Wilson's interval, since resampling tickets that
+    all did the same sees no spread."""
+    n = len(shares)
+    resampled = paired_bootstrap(np.zeros(n), shares, np.random.default_rng(0))
+    low, high = (wilson(k, n) for k in (math.floor(shares.sum()), math.ceil(shares.sum())))
+    return Estimate(resampled.value, min(resampled.low, low.low), max(resampled.high, high.high), n)
+
+
+def _equal(equal: int, total: int) -> str:
+    return "supported" if equal == total else "contradicted"
+
+
+def _above(estimate: Estimate, bar: float, enough: bool) -> str:
+    """Whether an interval lies above or below a bar that was set before."""
+    if not enough:
+        return "undetermined"
+    return "supported" if estimate.low > bar else "contradicted" if estimate.high < bar else "undetermined"
+
+
+def _few(n: int, least: int, joint: str = "") -> str:
+    return f"{joint}only {n} of the {least} that are needed" if n < least else ""
+
+
+def draw(evidence: Evidence) -> list[Curve]:
+    """Success against width beside both nulls; wide network against tickets; losses that ways out and kicks reach."""
+    curves: list[Curve] = []
+    for p in evidence.populations:
+        if p.zero and len(p.losses) > 1:
+            curves += _success_curves(p)
+        if p.splits:
+            runs = sorted(p.splits, key=lambda s: s.loss)
+            rows = (
+                ("the minimum", [np.array([s.loss]) for s in runs]),
+                ("ways out", [s.reached for s in runs]),
+                ("kicks, wide", [np.ravel(s.wide) for s in runs]),
+                ("kicks, narrow", [np.ravel(s.narrow) for s in runs]),
+            )
+            for words, losses in rows:
+                middle, low, high = zip(*[_spread(x) for x in losses], strict=True)
+                x = list(range(1, len(runs) + 1))
+                axes = ("bad minimum, by its loss", "loss reached: median and range")
+                curves.append(Curve(f"splits, {p.name}", words, *axes, x, middle, low, high, joined=False))
+    for kind, words in (("G(r-1, m) / T(r, m)", "affine subspaces of bad over good points, r = 4"),):
+        m = list(range(4, 13))
+        none = [math.nan] * len(m)
+        ratios = [counting_ratio(4, k) for k in m]
+        curves.append(Curve("counting, no training", words, "width m", kind, m, ratios, none, none))
+    return curves
+
+
+def _success_curves(p: Population) -> list[Curve]:
+    widths = sorted(p.losses)
+    found = [wilson(int((p.losses[w] < SUCCESS).sum()), len(p.losses[w])) for w in widths]
+    panel, axes = f"success, {p.name}", ("width", "share of seeds at zero loss")
+    value, low, high = ([getattr(e, k) for e in found] for k in ("value", "low", "high"))
+    curves = [Curve(panel, "trained", *axes, widths, value, low, high)]
+    none = [math.nan] * len(widths)
+    for words, null in (("null: disjoint tickets", disjoint_tickets), ("null: all sub-tickets", all_tickets)):
+        expected = [float(null(found[0].value, w, p.r)) for w in widths]
+        curves.append(Curve(panel, words, *axes, widths, expected, none, none))
+    for pair in p.pairs:
+        ticket = wilson(int((pair.winners > 0).sum()), len(pair.winners))
+        row = ([pair.width], [ticket.value], [ticket.low], [ticket.high])
+        curves.append(Curve(panel, "some ticket wins alone", *axes, *row, joined=False))
+    return curves
+
+
+def _spread(values: np.ndarray) -> tuple[float, float, float]:
+    """Median and range of what is finite; NaN where nothing is."""
+    finite = np.maximum(values[np.isfinite(values)], SUCCESS / 10)  # below, it is zero
+    if not len(finite):
+        return math.nan, math.nan, math.nan
+    return float(np.median(finite)), float(finite.min()), float(finite.max())
+
+
+CLAIM = Claim(
+    NAME,
+    "Increasing width expands the set of dimensions available for optimisation and so makes it easier to escape bad "
+    "local minima; it does not merely raise the odds that some sub-network starts as a winning ticket.",
+    "Martinelli, Brea, Gerstner et al. 2026; Simsek et al. 2021 (arXiv 2105.12221); Fukumizu & Amari 2000",
+    "Escaping is not reaching a global minimum, and a strict saddle is not a fast escape: the time goes like the "
+    "logarithm of the distance over |λ_min|. Wide networks can have bad minima of their own. Cross-entropy on "
+    "separable data has no finite minimiser. Levenberg–Marquardt is not gradient flow. The lottery nulls count "
+    "subsets of neurons, not volumes.",
+    decide,
+    draw,
+)

@@ -1,0 +1,84 @@
+"""The runs that `landscape check` is about: checkpoints of a sweep, the last one and the initial one of each run."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from landscape.cli.jobs import Source
+from landscape.cli.targets import expand
+
+if TYPE_CHECKING:
+    from landscape.certificate import Certificate
+    from landscape.checkpoint import Checkpoint
+    from landscape.evidence.runs import SweptRun
+    from landscape.problem import Problem
+
+
+def read_runs(patterns: Sequence[str], source: Source) -> tuple[list[SweptRun], list[str]]:
+    """All runs below paths, globs and folders, and the sha256 of their files.
+
+    Checkpoints that differ in their step only belong to one run: the last one is its end, step 0 its start.
+    """
+    from landscape.checkpoint import read_checkpoint
+
+    found: dict[str, dict[int, Path]] = {}
+    kept: dict[Path, Checkpoint] = {}
+    for path in expand(patterns):
+        checkpoint = read_checkpoint(path, source.allow_globals)
+        kept[path] = checkpoint
+        places = {k: v for k, v in checkpoint.coordinates.items() if k != "step"}
+        label = f"{path.parent}|{sorted(places.items())}"
+        found.setdefault(label, {})[int(checkpoint.coordinates.get("step", -1))] = path
+    runs = [_run(steps, kept, source) for steps in found.values()]
+    return runs, sorted(c.sha256 for c in kept.values())
+
+
+def _run(steps: Mapping[int, Path], kept: Mapping[Path, Checkpoint], source: Source) -> SweptRun:
+    from landscape.evidence.runs import SweptRun
+
+    last = steps[max(steps)]
+    checkpoint = kept[last]
+    initial = steps.get(0) if max(steps) > 0 else None
+    problem = _maker(last, source)
+    return SweptRun(
+        str(last),
+        checkpoint.coordinates,
+        checkpoint.header,
+        _loss(checkpoint, problem),
+        _certificate(checkpoint.header),
+        problem,
+        None if initial is None else _maker(initial, source),
+    )
+
+
+def _maker(path: Path, source: Source) -> Callable[[], Problem]:
+    def made() -> Problem:
+        from landscape.checkpoint import read_checkpoint
+        from landscape.loading import load_problem
+
+        checkpoint = read_checkpoint(path, source.allow_globals)
+        return load_problem(checkpoint, source.problem, source.sets, source.data, source.loss).problem
+
+    return made
+
+
+def _loss(checkpoint: Checkpoint, problem: Callable[[], Problem]) -> float:
+    """As the certificate or the header has it; of a foreign file, evaluated."""
+    header = checkpoint.header
+    for place in (header.get("certificate"), header.get("training")):
+        if isinstance(place, Mapping):
+            value = place.get("loss", place.get("train_loss"))
+            if isinstance(value, float | int):
+                return float(value)
+    from landscape.objective import build_objective
+
+    return build_objective(problem()).value()
+
+
+def _certificate(header: Mapping[str, Any]) -> Certificate | None:
+    from landscape.certificate import from_dict
+
+    stored = header.get("certificate")
+    return from_dict(stored) if isinstance(stored, Mapping) else None

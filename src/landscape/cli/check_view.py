@@ -1,0 +1,108 @@
+"""What `landscape check` shows: one JSON object a claim, or a table of its parts at 80 columns."""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+from pathlib import Path
+from typing import Any
+
+from rich.box import SIMPLE_HEAD
+from rich.table import Table
+
+from landscape.cli.terminal import plain, stdout
+from landscape.result_checks import Checked
+from landscape.results import Provenance
+
+
+def check_json(r: Checked, p: Provenance, path: Path) -> dict[str, Any]:
+    """The JSON object of `docs/cli.md`; NaN is None."""
+    report = {
+        "claim": r.claim,
+        "verdict": r.verdict,
+        "condition": r.condition or None,
+        "statement": r.statement,
+        "source": r.source,
+        "says_not": r.says_not,
+        "parts": [_part(r, i) for i in range(len(r.part))],
+        "runs": int(r.runs),
+        "seeds": int(r.seeds),
+        "excluded": [
+            {"run": str(run), "reason": str(why)} for run, why in zip(r.excluded, r.excluded_reason, strict=True)
+        ],
+        "settle": [str(s) for s in r.settle],
+        "seconds": p.seconds,
+        "result": str(path),
+    }
+    cleaned = plain(report)
+    assert isinstance(cleaned, dict)
+    return cleaned
+
+
+def _part(r: Checked, i: int) -> dict[str, Any]:
+    return {
+        "name": str(r.part[i]),
+        "verdict": str(r.part_verdict[i]),
+        "statistic": str(r.part_statistic[i]),
+        "value": float(r.part_value[i]),
+        "low": float(r.part_low[i]),
+        "high": float(r.part_high[i]),
+        "n": int(r.part_n[i]),
+        "evidence": bool(r.part_evidence[i]),
+        "note": str(r.part_note[i]) or None,
+    }
+
+
+def print_json(r: Checked, p: Provenance, path: Path) -> None:
+    """One object on one line of stdout."""
+    sys.stdout.write(json.dumps(check_json(r, p, path), allow_nan=False) + "\n")
+    sys.stdout.flush()
+
+
+def print_one(r: Checked, p: Provenance, path: Path) -> None:
+    """The claim, its verdict, every part, and what the verdict does not say."""
+    stdout.print(f"{r.claim}: {r.verdict}{f' ({r.condition})' if r.condition else ''}", soft_wrap=True)
+    stdout.print(f"  {r.statement}")
+    stdout.print(f"  {r.source}")
+    for group in dict.fromkeys(_group(r, i) for i in range(len(r.part))):
+        stdout.print(f"\n  {group}", soft_wrap=True)
+        stdout.print(_table(r, [i for i in range(len(r.part)) if _group(r, i) == group]))
+    stdout.print("  (in brackets: theorems and reports, which do not enter the verdict)")
+    if len(r.excluded):
+        stdout.print(
+            f"  {len(r.excluded)} of {r.runs} runs left out, the first: {r.excluded[0]}: {r.excluded_reason[0]}"
+        )
+    stdout.print(f"  What it does not say: {r.says_not}")
+    for command in r.settle:
+        stdout.print(f"  What is undetermined may be settled by: {command}", soft_wrap=True)
+    stdout.print(f"  {r.runs} runs, {p.seconds:.0f} s, written to {path}", soft_wrap=True)
+
+
+def _group(r: Checked, i: int) -> str:
+    """The population that a part is about: what its name begins with."""
+    return str(r.part[i]).partition(": ")[0]
+
+
+def _table(r: Checked, numbers: list[int]) -> Table:
+    table = Table(box=SIMPLE_HEAD, pad_edge=False)
+    table.add_column("part", overflow="fold", min_width=34)
+    table.add_column("verdict", no_wrap=True)
+    table.add_column("value [95 %]", justify="right", no_wrap=True)
+    table.add_column("n", justify="right", no_wrap=True)
+    for i in numbers:
+        name = str(r.part[i]).partition(": ")[2] or str(r.part[i])
+        note = f": {r.part_note[i]}" if str(r.part_note[i]) else ""
+        shown = name if r.part_evidence[i] else f"({name})"
+        verdict = str(r.part_verdict[i]) if r.part_evidence[i] else "-"
+        table.add_row(shown + note, verdict, _interval(r, i), str(r.part_n[i]))
+    return table
+
+
+def _interval(r: Checked, i: int) -> str:
+    value, low, high = (float(x[i]) for x in (r.part_value, r.part_low, r.part_high))
+    if math.isnan(value):
+        return "-"
+    if math.isnan(low) or math.isnan(high):
+        return f"{value:.3g}"
+    return f"{value:.3g} [{low:.2g}, {high:.2g}]"

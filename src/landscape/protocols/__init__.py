@@ -1,0 +1,1 @@
+"""Experiments that claims need: stacks of networks in, arrays out; nothing here decides anything."""

@@ -1,0 +1,148 @@
+"""Lottery tickets: r of the m neurons of a start, trained alone; and kept while the others are drawn anew.
+
+A ticket is a subset of the neurons of a wide network's initial values (Frankle & Carbin 2019, for neurons). Whether
+"the wide network won because it held a winning ticket" is a question about the same start: comparisons are paired.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from landscape.descending import Progress, Way, descend_stack
+from landscape.problem import Problem
+from landscape.stacking import build_stack
+from landscape.structure import Hidden
+from landscape.widening import find_hidden, narrowed, width_of, with_neurons
+
+# Networks that are trained together, at most.
+MOST = 512
+
+
+@dataclass(frozen=True)
+class Alone:
+    """Tickets of several starts, trained alone.
+
+    Attributes:
+        start: number of the start that each ticket belongs to [T]. neurons: of each ticket [T, r]. loss: reached [T].
+        total: C(m, r), of which some were drawn if there are too many.
+    """
+
+    start: np.ndarray
+    neurons: np.ndarray
+    loss: np.ndarray
+    total: int
+
+
+@dataclass(frozen=True)
+class Redrawn:
+    """Tickets kept while the other neurons are drawn anew, trained together.
+
+    Attributes:
+        ticket: number of the ticket [R]. loss: reached [R]. matched: how many of the ticket's neurons ended parallel
+            to a neuron of the teacher, |cos| > 0.999 [R]; −1 where there is no teacher.
+    """
+
+    ticket: np.ndarray
+    loss: np.ndarray
+    matched: np.ndarray
+
+
+def tickets_of(width: int, size: int, most: int, rng: np.random.Generator) -> np.ndarray:
+    """All subsets of `size` neurons [T, size], or `most` different ones drawn without preference."""
+    total = math.comb(width, size)
+    if total <= most:
+        return np.array(list(itertools.combinations(range(width), size)))
+    drawn: set[tuple[int, ...]] = set()
+    while len(drawn) < most:
+        drawn.add(tuple(sorted(rng.choice(width, size, replace=False).tolist())))
+    return np.array(sorted(drawn))
+
+
+def train_alone(
+    starts: Sequence[Problem],
+    layer: str,
+    size: int,
+    most: int,
+    steps: int,
+    rng: np.random.Generator,
+    progress: Progress | None = None,
+) -> Alone:
+    """Train up to `most` tickets of every start alone, down to certified points' accuracy.
+
+    Args:
+        starts: networks at their initial values. layer: whose neurons are meant. size: r. steps: iterations, at most.
+    """
+    hidden = find_hidden(starts[0].model, layer)
+    width = width_of(starts[0].model, layer)
+    owners, chosen = [], []
+    for i in range(len(starts)):
+        for neurons in tickets_of(width, size, most, rng):
+            owners.append(i)
+            chosen.append(neurons)
+    problems = (
+        Problem(narrowed(starts[i].model, hidden, n.tolist()), starts[i].data, starts[i].loss, starts[i].weight_decay)
+        for i, n in zip(owners, chosen, strict=True)
+    )
+    losses, _ = _trained(list(problems), steps, progress)
+    return Alone(np.array(owners), np.array(chosen), losses, math.comb(width, size))
+
+
+def redraw_others(
+    starts: Sequence[Problem],
+    fresh: Sequence[Sequence[Problem]],
+    layer: str,
+    tickets: Sequence[Sequence[int]],
+    steps: int,
+    teacher: np.ndarray | None = None,
+    progress: Progress | None = None,
+) -> Redrawn:
+    """Train each start with its ticket kept and all other neurons taken from each of its `fresh` networks.
+
+    Args:
+        teacher: input weights [neurons, features] of the teacher, to say whether the ticket's neurons found it.
+    """
+    hidden = find_hidden(starts[0].model, layer)
+    owners = [i for i, others in enumerate(fresh) for _ in others]
+    problems = [
+        Problem(with_neurons(f.model, hidden, s.model, list(t)), s.data, s.loss, s.weight_decay)
+        for s, others, t in zip(starts, fresh, tickets, strict=True)
+        for f in others
+    ]
+    losses, networks = _trained(problems, steps, progress)
+    matched = np.full(len(losses), -1)
+    if teacher is not None:
+        matched = np.array([
+            matches(network, hidden, list(tickets[i]), teacher) for i, network in zip(owners, networks, strict=True)
+        ])  # fmt: skip
+    return Redrawn(np.array(owners), losses, matched)
+
+
+def matches(rows: torch.Tensor, hidden: Hidden, neurons: Sequence[int], teacher: np.ndarray) -> int:
+    """How many of the neurons have input weights parallel to one of the teacher's, |cos| > 0.999."""
+    own = rows[list(neurons)].double().numpy()
+    own = own / np.maximum(np.linalg.norm(own, axis=1, keepdims=True), 1e-300)
+    other = teacher / np.linalg.norm(teacher, axis=1, keepdims=True)
+    return int((np.abs(own @ other.T).max(1) > 0.999).sum())
+
+
+def _trained(problems: list[Problem], steps: int, progress: Progress | None) -> tuple[np.ndarray, list[torch.Tensor]]:
+    """Losses reached [T], and the first weight tensor of each network there (input weights of its first layer)."""
+    losses, rows = [], []
+    for first in range(0, len(problems), MOST):
+        stack, theta = build_stack(problems[first : first + MOST])
+        done = first
+
+        def tell(stage: str, members: int, total: int, done: int = done) -> None:
+            if progress is not None:
+                progress(stage, done + members, len(problems))
+
+        ended, _ = descend_stack(stack, theta, Way("minimum", steps, keep_points=False), tell)
+        losses.append(ended.value.cpu().numpy())
+        rows += list(stack.layout.unflatten(ended.theta)[0].cpu())
+    return np.concatenate(losses), rows

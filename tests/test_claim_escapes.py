@@ -1,0 +1,253 @@
+"""`escape-dimensions` decided on synthetic sweeps where the answer is known, tickets, and `landscape check` itself."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from landscape.claims.escape_dimensions import CLAIM, Evidence, Kept, Pairs, Population, Splits, decide, draw
+from landscape.problem import Problem
+from landscape.protocols.tickets import matches, redraw_others, tickets_of, train_alone
+from landscape.store import list_groups
+from landscape.structure import Hidden, hidden_layers
+from landscape.widening import narrowed, with_neurons
+
+WIDTHS = (4, 5, 6, 8, 12)
+
+
+def losses(shares: dict[int, float], seeds: int, rng: np.random.Generator) -> dict[int, np.ndarray]:
+    """Zero loss with these probabilities, 0.01 otherwise."""
+    return {w: np.where(rng.random(seeds) < p, 1e-25, 1e-2) for w, p in shares.items()}
+
+
+def splits(reached: float, kicks: float, count: int = 12) -> list[Splits]:
+    ones = np.ones(6, dtype=int)
+    return [
+        Splits(f"run {i}", 0.01, ones, ones, np.full(6, reached), np.full((6, 2), kicks), np.full((6, 2), kicks))
+        for i in range(count)
+    ]
+
+
+def escaping(rng: np.random.Generator, seeds: int = 60) -> Population:
+    wide = rng.random(seeds) < 0.95
+    winners = (rng.random(seeds) < 0.3).astype(int)
+    pairs = [Pairs(w, wide, winners, 15, 15) for w in WIDTHS[1:]]
+    kept = [Kept(8, np.full(10, 0.8), np.full(10, 0.1), 20)]
+    shares = dict(zip(WIDTHS, (0.3, 0.5, 0.7, 0.9, 0.98), strict=True))
+    return Population("teacher", 4, losses(shares, seeds, rng), splits(1e-25, 0.005), pairs, kept)
+
+
+def lottery(rng: np.random.Generator, seeds: int = 60) -> Population:
+    """A wide start wins exactly when one of its tickets does; splitting opens nothing; kept tickets always win."""
+    winners = (rng.random(seeds) < 0.5).astype(int)
+    pairs = [Pairs(w, winners > 0, winners, 15, 15) for w in WIDTHS[1:]]
+    kept = [Kept(8, np.ones(100), np.ones(100), 20)]
+    return Population("teacher", 4, losses(dict.fromkeys(WIDTHS, 0.5), seeds, rng), splits(0.01, 0.01), pairs, kept)
+
+
+def test_a_sweep_that_escapes_supports_the_claim() -> None:
+    made = decide(Evidence([escaping(np.random.default_rng(0))]))
+    assert made.verdict == "supported", made.parts
+    assert made.seeds == 60
+
+
+def test_a_lottery_does_not_support_it() -> None:
+    made = decide(Evidence([lottery(np.random.default_rng(0))]))
+    assert made.verdict in ("contradicted", "undetermined", "conditional")
+    words = {p.name.split(": ")[1]: p.verdict for p in made.parts}
+    assert words["splitting opens a way down"] == "contradicted"
+    assert words["kept ticket wins, width 8"] != "supported"
+    assert not any(v == "supported" for k, v in words.items() if k.startswith("width"))
+
+
+def test_false_claims_are_seldom_supported() -> None:
+    """In 500 sweeps where the wide network and its tickets are equally good, each paired test at its nominal rate."""
+    rng = np.random.default_rng(1)
+    supported = tests = 0
+    for _ in range(500):
+        seeds = 60
+        pairs = [Pairs(6, rng.random(seeds) < 0.6, (rng.random(seeds) < 0.6).astype(int), 15, 15)]
+        population = Population("teacher", 4, losses(dict.fromkeys((4, 6), 0.6), seeds, rng), (), pairs)
+        parts = [p for p in decide(Evidence([population])).parts if p.evidence]
+        supported += sum(p.verdict == "supported" for p in parts)
+        tests += len(parts)
+    assert tests == 1000
+    assert supported <= 20  # the level is 1 %
+
+
+def test_relabelled_seeds_change_nothing() -> None:
+    rng = np.random.default_rng(2)
+    population = escaping(rng)
+    order = rng.permutation(60)
+    pairs = [Pairs(p.width, p.wide[order], p.winners[order], p.tried, p.total) for p in population.pairs]
+    shuffled = {w: rng.permutation(v) for w, v in population.losses.items()}
+    other = Population("teacher", 4, shuffled, population.splits[::-1], pairs, population.kept)
+    for one, two in zip(decide(Evidence([population])).parts, decide(Evidence([other])).parts, strict=True):
+        assert (one.verdict, one.n) == (two.verdict, two.n)
+        np.testing.assert_allclose([one.value, one.low, one.high], [two.value, two.low, two.high], equal_nan=True)
+
+
+def test_too_few_seeds_decide_nothing_and_say_what_would() -> None:
+    rng = np.random.default_rng(3)
+    few = escaping(rng, seeds=6)
+    population = Population(few.name, 4, few.losses, few.splits[:3], few.pairs, [Kept(8, np.ones(3), np.ones(3), 5)])
+    made = decide(Evidence([population]))
+    assert made.verdict == "undetermined"
+    assert all(p.verdict == "undetermined" for p in made.parts if p.evidence)
+    assert all("only" in p.note for p in made.parts if p.evidence)
+    assert "--scale full" in made.settle[0]
+
+
+def test_a_wrong_index_is_a_fault_of_the_program_and_no_evidence() -> None:
+    bad = splits(1e-25, 0.005)
+    bad[0] = Splits("x", 0.01, np.zeros(6, dtype=int), np.ones(6, dtype=int), *[np.full(6, 1e-25)] * 3)
+    part = decide(Evidence([Population("t", 4, {}, bad)])).parts[0]
+    assert (part.verdict, part.evidence) == ("contradicted", False)
+
+
+def test_the_figure_shows_what_was_decided() -> None:
+    curves = draw(Evidence([escaping(np.random.default_rng(0))]))
+    assert {c.panel for c in curves} == {"success, teacher", "splits, teacher", "counting, no training"}
+    for c in curves:
+        assert len(c.x) == len(c.y) == len(c.low) == len(c.high)
+    assert CLAIM.decide is decide
+
+
+# ---- tickets --------------------------------------------------------------------------------------------------------
+
+
+def student(seed: int, width: int = 5) -> nn.Sequential:
+    torch.manual_seed(seed)
+    return nn.Sequential(nn.Linear(2, width), nn.Tanh(), nn.Linear(width, 1)).double()
+
+
+def test_a_ticket_is_these_neurons_and_nothing_else() -> None:
+    model = student(0)
+    hidden = hidden_layers(model)[0]
+    x = torch.randn(7, 2, dtype=torch.float64)
+    part = narrowed(model, hidden, [3, 1])
+    wanted = (
+        torch.tanh(x @ model[0].weight[[3, 1]].T + model[0].bias[[3, 1]]) @ model[2].weight[:, [3, 1]].T + model[2].bias
+    )
+    torch.testing.assert_close(part(x), wanted)
+    made = with_neurons(student(1), hidden, model, [3, 1])
+    for j in range(5):
+        source = model if j in (3, 1) else student(1)
+        assert torch.equal(made[0].weight[j], source[0].weight[j])
+        assert torch.equal(made[2].weight[:, j], source[2].weight[:, j])
+    assert torch.equal(made[2].bias, model[2].bias)
+
+
+def test_tickets_are_drawn_without_repetition() -> None:
+    rng = np.random.default_rng(0)
+    assert len(tickets_of(6, 3, 100, rng)) == 20
+    drawn = tickets_of(12, 4, 50, rng)
+    assert len({tuple(t) for t in drawn}) == len(drawn) == 50
+    assert (np.diff(drawn, axis=1) > 0).all()
+
+
+def test_tickets_trained_alone_and_kept() -> None:
+    torch.manual_seed(5)
+    x = torch.randn(60, 2, dtype=torch.float64)
+    teacher = student(7, width=1)
+    data = (x, teacher(x).detach())
+    starts = [Problem(student(s, 3), data, "mse") for s in range(2)]
+    alone = train_alone(starts, "0", 1, 10, 300, np.random.default_rng(0))
+    assert alone.start.tolist() == [0, 0, 0, 1, 1, 1]
+    assert alone.total == 3
+    assert (alone.loss < 1e-10).any()
+    fresh = [[Problem(student(100 + k, 3), data, "mse") for k in range(2)] for _ in starts]
+    rows = teacher[0].weight.detach().numpy()
+    made = redraw_others(starts, fresh, "0", [[0], [1]], 300, rows)
+    assert made.ticket.tolist() == [0, 0, 1, 1]
+    assert ((made.matched >= 0) & (made.matched <= 1)).all()
+    assert np.isfinite(made.loss).all()
+    assert matches(torch.as_tensor(-2 * rows), Hidden("0", "2", ()), [0], rows) == 1
+    assert matches(torch.tensor([[1.0, 0.0]]), Hidden("0", "2", ()), [0], np.array([[0.0, 1.0]])) == 0
+
+
+# ---- the command ----------------------------------------------------------------------------------------------------
+
+SWEEP = """
+[sweep]
+width = [2, 3]
+seed = "0..5"
+
+[model]
+name = "mlp"
+activation = "tanh"
+bias = false
+
+[data]
+name = "teacher"
+target = "random"
+activation = "tanh"
+neurons = 2
+features = 2
+scale = 2.0
+inputs = "gaussian"
+samples = 60
+
+[training]
+loss = "mse"
+optimiser = "levenberg_marquardt"
+steps = 200
+dtype = "float64"
+save_dtype = "float64"
+save = [0]
+"""
+
+
+def run(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-W", "error", "-m", "landscape", *arguments]
+    environment = {**os.environ, "COLUMNS": "80", "OMP_NUM_THREADS": "1"}
+    return subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=280, env=environment, check=False)
+
+
+@pytest.mark.slow
+def test_check_decides_prints_and_repeats(tmp_path: Path) -> None:
+    (tmp_path / "sweep.toml").write_text(SWEEP)
+    assert run("train", "sweep.toml", "--out", "runs", cwd=tmp_path).returncode == 0
+    done = run("check", "runs", "--json", "-o", "out", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    report = json.loads(done.stdout)
+    assert report["claim"] == "escape-dimensions"
+    assert report["verdict"] == "undetermined"  # six seeds decide nothing
+    assert report["runs"] == 12
+    assert all(p["n"] < 20 or not p["evidence"] for p in report["parts"])
+    again = run("check", "runs", "--json", "-o", "out", cwd=tmp_path)
+    assert json.loads(again.stdout) == report
+    assert "done already" in again.stderr
+    assert list_groups(tmp_path / report["result"]) == ["check"]
+    table = run("check", "runs", "-o", "out", cwd=tmp_path).stdout
+    assert max(map(len, table.splitlines())) <= 80 or "What is undetermined" in table
+    assert run("plot", report["result"], cwd=tmp_path).returncode == 0
+    (tmp_path / "runs" / "width=2" / "seed=0" / "final.pt").unlink()
+    changed = run("check", "runs", "--json", "-o", "out", cwd=tmp_path)
+    assert changed.returncode == 0, changed.stderr
+    assert json.loads(changed.stdout)["runs"] == 12  # its start is still there, and has no certificate
+    assert any("no certificate" in e["reason"] for e in json.loads(changed.stdout)["excluded"])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "words"),
+    [
+        ((), 2, "no runs are named"),
+        (("nowhere",), 3, "does not exist"),
+        ((".", "--claim", "flatness"), 2, "escape-dimensions"),
+        ((".", "--scale", "huge"), 2, "small or full"),
+    ],
+)
+def test_mistakes_are_one_clear_error(arguments: tuple[str, ...], code: int, words: str, tmp_path: Path) -> None:
+    done = run("check", *arguments, cwd=tmp_path)
+    assert done.returncode == code, done.stdout + done.stderr
+    assert words in done.stderr
+    assert "Traceback" not in done.stderr
