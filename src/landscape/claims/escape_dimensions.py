@@ -308,7 +308,7 @@ def draw(evidence: Evidence) -> list[Curve]:
                 x = list(range(1, len(runs) + 1))
                 axes = ("bad minimum, by its loss", "loss reached: median and range")
                 curves.append(Curve(f"splits, {p.name}", words, *axes, x, middle, low, high, joined=False))
-    for kind, words in (("G(r-1, m) / T(r, m)", "affine subspaces of bad over good points, r = 4"),):
+    for kind, words in (("G(r-1, m) / T(r, m)", "bad over good subspaces"),):
         m = list(range(4, 13))
         none = [math.nan] * len(m)
         ratios = [counting_ratio(4, k) for k in m]

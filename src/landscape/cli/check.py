@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -22,10 +23,12 @@ if TYPE_CHECKING:
     from landscape.result_checks import Checked
     from landscape.results import Provenance
 
-CLAIMS = ("escape-dimensions",)
+CLAIMS = ("escape-dimensions", "negative-eigenvalues")
+SCALES = ("small", "full")
 # Ready-made sweeps that decide a claim, by its name.
 SWEEPS = {
     "escape-dimensions": ("four-neuron", "four-neuron-sigmoid", "random-erf", "random-softplus"),
+    "negative-eigenvalues": ("four-neuron", "random-erf"),
 }
 
 
@@ -48,7 +51,8 @@ def check(
         typer.Argument(metavar="RUNS...", help="Folders of sweeps, checkpoints or globs.", show_default=False),
     ] = None,
     claim: Annotated[
-        list[str] | None, typer.Option("--claim", help="escape-dimensions; repeatable. Default: all.")
+        list[str] | None,
+        typer.Option("--claim", help="escape-dimensions or negative-eigenvalues; repeatable. Default: all."),
     ] = None,
     run: Annotated[bool, typer.Option("--run", help="Train the sweeps that decide the claim, into OUT/runs.")] = False,
     scale: Annotated[
@@ -94,7 +98,6 @@ def check(
 
 
 def _checked(names: list[str], runs: list[str], run: bool, scale: str) -> list[str]:
-    from landscape.evidence.escape_dimensions import SCALES
     from landscape.settings import suggestion
 
     for name in names:
@@ -168,11 +171,12 @@ def _computed(
 
 
 def _claim(request: Request) -> tuple[Claim, Callable[..., Any]]:
-    from landscape.claims import escape_dimensions as claim
-    from landscape.evidence import escape_dimensions as evidence
-
+    """The claim's file, and what gathers its evidence from populations of runs."""
+    module = request.claim.replace("-", "_")
+    claim: Claim = import_module(f"landscape.claims.{module}").CLAIM
+    evidence = import_module(f"landscape.evidence.{module}")
     scale = evidence.SCALES[request.scale]
-    return claim.CLAIM, lambda groups, tell, pieces: evidence.gather(groups, scale, request.seed, tell, pieces)
+    return claim, lambda groups, tell, pieces: evidence.gather(groups, scale, request.seed, tell, pieces)
 
 
 def _provenance(request: Request, key: str, settings: dict[str, Any], files: str, made: Checked) -> Provenance:

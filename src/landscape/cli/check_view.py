@@ -62,7 +62,7 @@ def print_json(r: Checked, p: Provenance, path: Path) -> None:
 
 def print_one(r: Checked, p: Provenance, path: Path) -> None:
     """The claim, its verdict, every part, and what the verdict does not say."""
-    stdout.print(f"{r.claim}: {r.verdict}{f' ({r.condition})' if r.condition else ''}", soft_wrap=True)
+    stdout.print(f"{r.claim}: {r.verdict}{f' ({r.condition})' if r.condition else ''}")
     stdout.print(f"  {r.statement}")
     stdout.print(f"  {r.source}")
     for group in dict.fromkeys(_group(r, i) for i in range(len(r.part))):
@@ -80,8 +80,9 @@ def print_one(r: Checked, p: Provenance, path: Path) -> None:
 
 
 def _group(r: Checked, i: int) -> str:
-    """The population that a part is about: what its name begins with."""
-    return str(r.part[i]).partition(": ")[0]
+    """What a part belongs to: the population or the section that its name begins with."""
+    name = str(r.part[i])
+    return name.partition(": " if ": " in name else " ")[0]
 
 
 def _table(r: Checked, numbers: list[int]) -> Table:
@@ -91,7 +92,7 @@ def _table(r: Checked, numbers: list[int]) -> Table:
     table.add_column("value [95 %]", justify="right", no_wrap=True)
     table.add_column("n", justify="right", no_wrap=True)
     for i in numbers:
-        name = str(r.part[i]).partition(": ")[2] or str(r.part[i])
+        name = str(r.part[i]).removeprefix(_group(r, i)).lstrip(": ")
         note = f": {r.part_note[i]}" if str(r.part_note[i]) else ""
         shown = name if r.part_evidence[i] else f"({name})"
         verdict = str(r.part_verdict[i]) if r.part_evidence[i] else "-"

@@ -14,8 +14,8 @@ from landscape.figures.quantities import SpectrumLike
 from landscape.figures.style import MUTED, new_figure, paper_style, sequence_colours
 
 HEIGHT, COLUMNS = 2.6, 3
-# Between the series of a panel, so that intervals do not hide each other.
-SHIFT = 0.12
+# Between the series of a panel that have intervals, so that these do not hide each other; of the range of x.
+SHIFT = 0.014
 
 
 def draw_check(result: SpectrumLike) -> Figure:
@@ -49,12 +49,17 @@ def _draw_panel(axes: Axes, arrays: dict[str, Any], panel: str, letter: str) -> 
     inside = arrays["curve_panel"] == panel
     names = list(dict.fromkeys(str(s) for s in arrays["curve_series"][inside]))
     values = []
+    barred = np.isfinite(arrays["curve_low"]) & inside
+    several = len(set(arrays["curve_series"][barred])) > 1
+    shift = SHIFT * float(np.ptp(arrays["curve_x"][inside])) if several else 0.0
     for number, (name, colour) in enumerate(zip(names, sequence_colours(len(names)), strict=True)):
         chosen = inside & (arrays["curve_series"] == name)
         x, y, low, high = (arrays[f"curve_{k}"][chosen] for k in ("x", "y", "low", "high"))
         order = np.argsort(x, kind="stable")
-        x, y, low, high = x[order] + SHIFT * (number - (len(names) - 1) / 2), y[order], low[order], high[order]
+        x, y, low, high = x[order], y[order], low[order], high[order]
         bars = np.isfinite(low) & np.isfinite(high)
+        if bars.any():
+            x = x + shift * (number - (len(names) - 1) / 2)
         joined = bool(arrays["curve_joined"][chosen].all())
         dashes: Any = "none" if not joined else "-" if bars.any() else (0, (4, 2))
         marker = "o" if bars.any() or not joined else None
@@ -67,5 +72,5 @@ def _draw_panel(axes: Axes, arrays: dict[str, Any], panel: str, letter: str) -> 
         axes.set_yscale("log")
     axes.set_xlabel(str(arrays["curve_x_label"][inside][0]))
     axes.set_ylabel(str(arrays["curve_y_label"][inside][0]))
-    axes.set_title(textwrap.fill(f"{letter}   {panel}", 46), fontweight="bold", fontsize=6.4, parse_math=False)
+    axes.set_title(textwrap.fill(f"{letter}   {panel}", 40), fontweight="bold", fontsize=6.4, parse_math=False)
     axes.legend(fontsize=5.6)
