@@ -260,7 +260,10 @@ def test_check_decides_prints_and_repeats(tmp_path: Path) -> None:
     assert max(map(len, table.splitlines())) <= 80 or "What is undetermined" in table
     assert run("plot", report["result"], cwd=tmp_path).returncode == 0
     (tmp_path / "runs" / "width=2" / "seed=0" / "final.pt").unlink()
-    changed = run(*only, "--json", cwd=tmp_path)
+    refused = run(*only, "--json", cwd=tmp_path)
+    assert refused.returncode == 5
+    assert "--force" in refused.stderr
+    changed = run(*only, "--json", "--force", cwd=tmp_path)
     assert changed.returncode == 0, changed.stderr
     assert json.loads(changed.stdout)["runs"] == 12  # its start is still there, and has no certificate
     assert any("no certificate" in e["reason"] for e in json.loads(changed.stdout)["excluded"])
@@ -273,6 +276,7 @@ def test_check_decides_prints_and_repeats(tmp_path: Path) -> None:
         (("nowhere",), 3, "does not exist"),
         ((".", "--claim", "flatness"), 2, "escape-dimensions"),
         ((".", "--scale", "huge"), 2, "small or full"),
+        ((".", "--seed", "-1"), 2, "at least 0"),
     ],
 )
 def test_mistakes_are_one_clear_error(arguments: tuple[str, ...], code: int, words: str, tmp_path: Path) -> None:

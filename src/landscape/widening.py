@@ -21,8 +21,9 @@ from torch.overrides import TorchFunctionMode
 from landscape.errors import ProblemError, UsageError
 from landscape.structure import WEIGHTED, Hidden, hidden_layers
 
-# Second derivatives that vanish almost everywhere: the second-order test says nothing there.
+# Calls that softplus takes the place of.
 RELUS = (F.relu, torch.relu, Tensor.relu, torch.relu_, Tensor.relu_)
+# Second derivatives that vanish almost everywhere: the second-order test says nothing there.
 KINKED = (nn.ReLU, nn.LeakyReLU, nn.ReLU6, nn.PReLU, nn.Hardtanh, nn.Threshold)
 
 

@@ -13,7 +13,7 @@ import typer
 
 from landscape.cli import options as common
 from landscape.cli.terminal import flush, print_note
-from landscape.errors import BatchError, UsageError
+from landscape.errors import BatchError, StorageError, UsageError
 
 if TYPE_CHECKING:
     from landscape.claim import Claim
@@ -80,6 +80,8 @@ def check(
     from landscape.memory import keep_heap
 
     names = _checked(claim or list(CLAIMS), runs or [], run, scale)
+    if seed < 0:
+        raise UsageError(f"--seed is {seed}; it must be at least 0")
     check_out(out)
     keep_heap()
     source = Source(problem, common.parse_sets(sets), data, loss, tuple(allow_global or ()))
@@ -148,6 +150,11 @@ def _decide(request: Request, folders: list[str]) -> tuple[Checked, Provenance, 
                 found = read_result(place, "check")
                 print_note(f"{request.claim}: done already, {place} is kept", request.quiet)
                 return restore(found, Checked), found.provenance, place
+            if stored is not None and stored[0] != key:
+                raise StorageError(
+                    f"{place} holds the decision on other runs, or at another scale or seed",
+                    "name another folder with --out, or overwrite it with --force",
+                )
             start = time.perf_counter()
             made = _computed(request, runs, report, kept_pieces(aside, key), start)
             provenance = _provenance(request, key, settings, identity({"files": hashes}), made)

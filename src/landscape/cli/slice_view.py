@@ -93,7 +93,7 @@ def _least(values: np.ndarray) -> float:
 
 
 def _most(values: np.ndarray) -> float:
-    """The largest value; Inf where one diverged."""
+    """The largest finite value; how many are not finite is said beside it."""
     finite = values[np.isfinite(values)]
     return float(finite.max()) if finite.size else math.nan
 
