@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader, TensorDataset, WeightedRandomSampler
 
 from landscape.errors import LandscapeError, NumericalError, ProblemError, UsageError
 from landscape.objective import build_objective
-from landscape.problem import Problem
+from landscape.problem import LOSSES, Problem
 
 
 def model() -> nn.Module:
@@ -181,3 +181,35 @@ def test_an_ordered_loader_is_fine() -> None:
     b = build_objective(Problem(net, (x, y), "cross_entropy"), dtype=torch.float64).value_and_gradient()
     assert abs(a[0] - b[0]) < 1e-14
     torch.testing.assert_close(a[1], b[1], rtol=1e-13, atol=1e-15)
+
+
+@pytest.mark.parametrize("classes", [1, 2, 10, 15, 16])
+@pytest.mark.parametrize("samples", [100, 3000])
+def test_cross_entropy_of_few_classes_is_that_of_torch(classes: int, samples: int) -> None:
+    """Many short rows in float32 go another way through memory: value, gradient, products and stacks agree."""
+    generator = torch.Generator().manual_seed(classes)
+    z = 3 * torch.randn(samples, classes, generator=generator)
+    z[0] = torch.tensor([200.0] * classes)  # no overflow
+    y = torch.randint(classes, (samples,), generator=generator)
+    y[1] = -100
+    loss, identity = LOSSES["cross_entropy"], nn.Identity()
+    value, count = loss(identity, (z, y))
+    exact = F.cross_entropy(z.double(), y, reduction="sum")
+    torch.testing.assert_close(value.double(), exact, rtol=1e-5, atol=1e-5)
+    assert int(count) == samples - 1
+
+    def ours(t: Tensor) -> Tensor:
+        return loss(identity, (t, y))[0]
+
+    def theirs(t: Tensor) -> Tensor:
+        return F.cross_entropy(t, y, reduction="sum")
+
+    v = torch.randn(z.shape, generator=generator)
+    for of in (lambda f: torch.func.grad(f)(z), lambda f: torch.func.jvp(torch.func.grad(f), (z,), (v,))[1]):
+        torch.testing.assert_close(of(ours), of(theirs), rtol=1e-4, atol=1e-5)
+    leaf = z.clone().requires_grad_()
+    (gradient,) = torch.autograd.grad(ours(leaf), leaf, create_graph=True)
+    product = torch.autograd.grad(gradient, leaf, v)[0]
+    torch.testing.assert_close(product, torch.func.jvp(torch.func.grad(theirs), (z,), (v,))[1], rtol=1e-4, atol=1e-5)
+    stacked = torch.func.vmap(ours)(torch.stack([z, 2 * z]))
+    torch.testing.assert_close(stacked[1], theirs(2 * z), rtol=1e-5, atol=1e-5)

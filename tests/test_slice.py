@@ -331,18 +331,18 @@ def test_quantiles_of_planes() -> None:
 
 @pytest.mark.parametrize("fault", ["scale", "offset", "swapped"])
 def test_the_self_check_catches_a_wrong_surface(fault: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    right = cells_module.move_to
+    right = cells_module.Moves.to
 
-    def wrong(flat: Tensor, start: Tensor, directions: Tensor, point: Any) -> None:
+    def wrong(moves: cells_module.Moves, point: Any) -> None:
         if fault == "scale":
-            directions = directions * 1.001
+            point = tuple(1.001 * t for t in point)
         if fault == "swapped":
             point = tuple(reversed(point))
-        right(flat, start, directions, point)
+        right(moves, point)
         if fault == "offset":
-            flat.add_(1e-4)
+            moves._flat.add_(1e-4)
 
-    monkeypatch.setattr(cells_module, "move_to", wrong)
+    monkeypatch.setattr(cells_module.Moves, "to", wrong)
     found = landscape.slice(network(), points=(3, 3), batch_size=64)
     assert found.faults
     text = {"scale": "slope", "offset": "centre", "swapped": "slope"}[fault]

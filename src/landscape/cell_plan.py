@@ -26,15 +26,18 @@ from landscape.stacking import unit_bytes
 # Fewer cells than this are not worth a search: the rule is taken.
 WORTH_TIMING = 200
 # What one forward pass of the rule touches on a CPU.
-CACHE_BYTES = 2**20
+CACHE_BYTES = 2**21
 CHUNKS = (1024, 256, 4096, 64)
-# Points a launch, where launches cost more than arithmetic: on a CPU, seconds a cell below which that is so.
-STACKS, SMALL_SECONDS = (16, 64, 256), 6e-4
+# Points a launch, the likeliest first, where launches cost more than arithmetic: on a CPU, seconds a cell below which
+# that is so.
+STACKS, SMALL_SECONDS = (64, 16, 256), 1.2e-4
 # Floats that the stacked parameters may take; share of the free memory for their activations, and live copies; bytes
-# of one activation of all points on a CPU.
-STACKED_NUMBERS, MEMORY_SHARE, LIVE, STACKED_BYTES = 2**25, 0.25, 4, 2**25
+# of one activation of all points on a CPU (with more, pages that are touched for the first time make it erratic).
+STACKED_NUMBERS, MEMORY_SHARE, LIVE, STACKED_BYTES = 2**25, 0.25, 4, 2**21
 # Cells of a timing, and how often; the share of the job that all timings may take.
-CELLS, REPETITIONS, SHARE = 2, 2, 0.04
+CELLS, REPETITIONS, SHARE = 2, 1, 0.02
+# A candidate takes over where it needs less than this share of the time.
+CLEARLY = 0.95
 # Cells in place between two looks at the clock: seconds, and at most so many.
 TILE_SECONDS, LONGEST_TILE, FEW = 0.1, 64, 8
 
@@ -66,7 +69,7 @@ def plan_cells(
         if spent > SHARE * best.seconds * cells:
             break
         if candidate.strategy == "stacked" and not _launches_dominate(objective, best):
-            break
+            continue
         if candidate.strategy == "in place" and not candidate.channels_last:
             candidate = replace(candidate, channels_last=best.channels_last)
         start = time.perf_counter()
@@ -102,15 +105,18 @@ def _candidates(
     objective = surface.objective
     if any(len(shape) == 4 for shape in objective.layout.shapes):
         yield replace(rule, channels_last=True)
+    stackable = simple and set(surface.metrics) <= {"loss", "accuracy"}
+    stacks = [
+        CellPlan("stacked", size, points)
+        for points in (STACKS if stackable else ())
+        if points * objective.layout.total <= STACKED_NUMBERS and points <= cells
+        for size in _stack_chunks(objective, points, whole, memory)
+    ]
+    yield from stacks[:1]
     for size in (whole, *CHUNKS) if objective.cuttable else ():
         if size <= whole and size != rule.chunk:
             yield replace(rule, chunk=size)
-    if not (simple and set(surface.metrics) <= {"loss", "accuracy"}):
-        return
-    for points in STACKS:
-        if points * objective.layout.total <= STACKED_NUMBERS and points <= cells:
-            for size in _stack_chunks(objective, points, whole, memory):
-                yield CellPlan("stacked", size, points)
+    yield from stacks[1:]
 
 
 def _tiled(plan: CellPlan) -> CellPlan:
@@ -168,7 +174,8 @@ def _timed(surface: Surface, plan: CellPlan, to_beat: float = math.inf) -> CellP
 
 
 def _faster(one: CellPlan, other: CellPlan) -> CellPlan:
-    return other if other.seconds < one.seconds else one
+    """The other one only where it is clearly faster: timings of a few cells are uncertain by a few per cent."""
+    return other if other.seconds < CLEARLY * one.seconds or math.isinf(one.seconds) else one
 
 
 def _curved(surface: Surface, plan: CellPlan) -> CellPlan:

@@ -109,9 +109,9 @@ def cell_values(surface: Surface, plan: CellPlan, coordinates: Sequence[Sequence
     with at_view(surface) as flat:
         if simple:
             return _in_place(surface, flat, coordinates)
-        rows = []
+        rows, moves = [], Moves(surface, flat)
         for point in coordinates:
-            move_to(flat, *surface.moving, point)
+            moves.to(point)
             rows.append(_measured(surface, plan, flat))
     return torch.stack(rows).cpu()
 
@@ -151,12 +151,23 @@ def _orders(objective: Objective) -> Iterator[Tensor]:
         yield order.reshape(shape).permute(0, 2, 3, 1).reshape(-1) if len(shape) == 4 else order
 
 
-def move_to(flat: Tensor, start: Tensor, directions: Tensor, point: Sequence[float]) -> None:
-    """θ + x d₀ + y d₁ into the flat vector; exactly θ at the centre."""
-    flat.copy_(start)
-    for coordinate, direction in zip(point, directions, strict=True):
-        if coordinate != 0:
-            flat.add_(direction, alpha=coordinate)
+class Moves:
+    """Moves of a flat vector to θ + y d₁ + x d₀, exactly θ at the centre; along a row only x changes, and one addition
+    is enough."""
+
+    def __init__(self, surface: Surface, flat: Tensor) -> None:
+        self._flat, (self._start, self._directions) = flat, surface.moving
+        self._row, self._y = self._start, 0.0
+
+    def to(self, point: Sequence[float]) -> None:
+        x, y = point[0], point[1] if len(point) > 1 else 0.0
+        if y != self._y:
+            self._row = torch.add(self._start, self._directions[1], alpha=y) if y else self._start
+            self._y = y
+        if x:
+            torch.add(self._row, self._directions[0], alpha=x, out=self._flat)
+        else:
+            self._flat.copy_(self._row)
 
 
 def _measured(surface: Surface, plan: CellPlan, flat: Tensor) -> Tensor:
@@ -164,7 +175,7 @@ def _measured(surface: Surface, plan: CellPlan, flat: Tensor) -> Tensor:
     objective, wanted = surface.objective, surface.metrics
     with recalibrated(objective) if surface.recalibrate else _unchanged():
         with _forward_only(objective, "accuracy" in wanted) as outputs:
-            found = _forward(objective, outputs, flat.device)
+            found = _forward(objective, outputs)
         if "gradient_norm" in wanted:
             found.append(_gradient_norm(objective))
         if any(name in wanted for name in CURVED):
@@ -178,12 +189,12 @@ def _measured(surface: Surface, plan: CellPlan, flat: Tensor) -> Tensor:
 
 def _in_place(surface: Surface, flat: Tensor, coordinates: Sequence[Sequence[float]]) -> Tensor:
     """Loss and accuracy only: nothing but forward passes between one point and the next."""
-    accuracy, rows = "accuracy" in surface.metrics, []
+    accuracy, rows, moves = "accuracy" in surface.metrics, [], Moves(surface, flat)
     with _forward_only(surface.objective, accuracy) as outputs:
         for point in coordinates:
-            move_to(flat, *surface.moving, point)
-            rows.append(torch.stack(_forward(surface.objective, outputs, flat.device)))
-    return torch.stack(rows).cpu()
+            moves.to(point)
+            rows += _forward(surface.objective, outputs)
+    return torch.stack(rows).reshape(len(coordinates), -1).cpu()
 
 
 @contextmanager
@@ -197,16 +208,19 @@ def _forward_only(objective: Objective, accuracy: bool) -> Iterator[list[Tensor]
             yield outputs
 
 
-def _forward(objective: Objective, outputs: list[Tensor] | None, device: torch.device) -> list[Tensor]:
-    """L, and the share classified right if outputs are noted: one pass over the data."""
-    total = right = counted = torch.zeros((), dtype=torch.float64, device=device)
+def _forward(objective: Objective, outputs: list[Tensor] | None) -> list[Tensor]:
+    """L, and the share classified right if outputs are noted, in float64: one pass over the data."""
+    totals, right = [], []
     for batch in objective.batches:
-        total = total + objective.loss(objective.model, batch)[0]
+        totals.append(objective.loss(objective.model, batch)[0].double())
         if outputs is not None:
-            hits, samples = classified(outputs, batch)
-            right, counted = right + hits, counted + samples
-    loss = total / objective.count + objective.penalty()
-    return [loss] if outputs is None else [loss, right / counted]
+            right.append(torch.stack([x.double() for x in classified(outputs, batch)]))
+    total = totals[0] if len(totals) == 1 else torch.stack(totals).sum()
+    loss = total / objective.count + objective.penalty() if objective.weight_decay else total / objective.count
+    if outputs is None:
+        return [loss]
+    hits, samples = torch.stack(right).sum(0)
+    return [loss, hits / samples]
 
 
 def _gradient_norm(objective: Objective) -> Tensor:

@@ -30,7 +30,7 @@ Progress = Callable[[str, int, int], None]
 # The directions of a plane, by its number.
 Planes = Callable[[int], list[Direction]]
 # Samples a forward pass of the self-check.
-CHECKED = 256
+CHECKED = 512
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,8 @@ from torch.nn import functional as F
 from landscape.errors import ProblemError, UsageError
 from landscape.parameters import trainable
 
+# Numbers of a vector register, and outputs from which on turning them pays (measured, float32 with AVX-512).
+ROW, WORTH_TURNING = 16, 2048
 # A batch is whatever the loss understands; the named losses want (inputs, targets).
 Batch = Any
 LossFunction = Callable[[nn.Module, Batch], tuple[Tensor, Any]]
@@ -193,7 +195,16 @@ def cross_entropy(model: nn.Module, batch: Batch) -> tuple[Tensor, Any]:
             f"{tuple(targets.shape)}",
             "outputs are (samples, classes), targets are (samples,) class indices",
         )
-    return F.cross_entropy(outputs, targets.long(), reduction="sum"), (targets != -100).sum()
+    return _negative_log_likelihood(outputs, targets.long()), (targets != -100).sum()
+
+
+def _negative_log_likelihood(outputs: Tensor, targets: Tensor) -> Tensor:
+    """−Σ log softmax(outputs)[target]. PyTorch's kernel for rows shorter than a vector register takes them number by
+    number (ten classes: 150 μs for 1,800 samples); with the classes first it runs along the samples (40 μs)."""
+    short = outputs.dim() == 2 and outputs.shape[1] < ROW and outputs.dtype == torch.float32
+    if short and outputs.device.type == "cpu" and outputs.numel() >= WORTH_TURNING:
+        outputs, targets = outputs.t().contiguous().unsqueeze(0), targets.unsqueeze(0)
+    return F.cross_entropy(outputs, targets, reduction="sum")
 
 
 def mse(model: nn.Module, batch: Batch) -> tuple[Tensor, Any]:

@@ -19,7 +19,7 @@ from landscape.operators import CurvatureOperator
 # the curvature uncertain by more than this share.
 STEPS, MORE_STEPS, UNCERTAIN = 10.0 ** -np.arange(2.0, 3.5, 0.5), 10.0 ** -np.arange(0.5, 6.0, 0.5), 1e-3
 # Of a network with kinks: one for its curvature, the others so small that hardly a kink lies between.
-KINKED_STEPS = 10.0 ** -np.array([2.0, 4.5, 5.0, 5.5, 6.0])
+KINKED_STEPS = 10.0 ** -np.array([2.0, 4.5, 5.25, 6.0])
 # Rounding of a loss, in units of eps max(L, …); what an error estimate may be wrong by.
 ROUNDING, SAFETY = 30.0, 10.0
 # Functions whose first derivative jumps: differences see that, second derivatives by autograd do not.

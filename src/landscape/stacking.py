@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from landscape.batches import length_of, rechunk
+from landscape.batches import length_of, rechunk, take
 from landscape.ensemble import CACHE_BYTES, Stack
 from landscape.objective import Objective, build_objective
 from landscape.parameters import trainable
@@ -92,7 +92,7 @@ def _tensors(model: nn.Module, device: torch.device, dtype: torch.dtype) -> dict
 
 def unit_bytes(objective: Objective) -> int:
     """Bytes of the largest activation per sample, seen by hooks in one forward pass of a few samples."""
-    batch = rechunk(objective.batches[:1], 2)[0] if objective.cuttable else objective.batches[0]
+    batch = take(objective.batches[0], slice(0, 2)) if objective.cuttable else objective.batches[0]
     largest = 1
 
     def note(module: nn.Module, inputs: Any, output: Any) -> None:
