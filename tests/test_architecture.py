@@ -24,7 +24,7 @@ RANKS: dict[str, int] = {
             "analyses",
             "evidence",
             "atomic piece_files wisdom checkpoint unpickling weights fitting exported loading problem_file coordinates "
-            "store sweep run_files training training_stacks sweeps executors figures surface_files exports",
+            "store sweep sweep_text run_files training training_stacks sweeps executors figures surface_files exports reports",
             "cli",
         )
     )

@@ -108,6 +108,32 @@ def test_other_settings_are_refused_before_anything_is_trained_unless_forced(tmp
     assert all(files(out)[name] != before[name] for name in FILES)
 
 
+def test_values_of_the_file_can_be_replaced(tmp_path: Path) -> None:
+    sweep = write(tmp_path)
+    changed = read_sweep(sweep, {"sweep.seed": "3..4", "sweep.width": "[2]", "training.optimiser": "adam"})
+    assert [r.label for r in plan(changed)] == ["width=2 seed=3", "width=2 seed=4"]
+    assert {r.training.optimiser for r in plan(changed)} == {"adam"}
+    out = tmp_path / "out"
+    assert run(sweep, out, "--set", "sweep.seed=1", "--set", "sweep.width=2").returncode == 0
+    one = files(out)
+    assert set(one) == {f for f in FILES if f.startswith("width=2/seed=1")}
+    assert run(sweep, out).returncode == 0  # the rest of the same sweep
+    assert set(files(out)) == FILES
+    assert one.items() <= files(out).items()
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [("seed=3", "no place"), ("sweap.seed=3", "no place"), ("sweep.sead=3", "sead"), ("training.steps=many", "steps")],
+)
+def test_a_mistaken_replacement_is_one_error(change: str, words: str, tmp_path: Path) -> None:
+    done = run(write(tmp_path), tmp_path / "out", "--set", change)
+    assert done.returncode == 2
+    assert words in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not (tmp_path / "out").exists()
+
+
 def test_mistakes_end_in_one_error_and_exit_code_2(tmp_path: Path) -> None:
     sweep = write(tmp_path)
     sweep.write_text(sweep.read_text().replace("learning_rate", "learning_rte"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -74,6 +75,21 @@ class Curve:
     joined: bool = True
 
 
+@dataclass(frozen=True)
+class Need:
+    """What a claim needs of the runs it is decided on.
+
+    Attributes:
+        analysis: the command that makes it. settings: with what. axes: coordinates of the sweep over which it is
+            repeated. least: fewer of these decide nothing.
+    """
+
+    analysis: str
+    settings: str
+    axes: tuple[str, ...]
+    least: str
+
+
 def _nothing(evidence: Any) -> list[Curve]:
     return []
 
@@ -84,16 +100,33 @@ class Claim:
 
     Attributes:
         name: on the command line. statement: the claim, in a sentence or two. source: who made it, where.
-        says_not: what the verdict does not say. decide: (evidence of the claim's own class) -> Decision; its
-            thresholds are constants of its file, fixed before any data. draw: (evidence) -> what its figure shows.
+        says_not: what the verdict does not say. needs: of the runs. how: the tests and their thresholds, in words.
+        decide: (evidence of the claim's own class) -> Decision; its thresholds are constants of its file, fixed before
+            any data. draw: (evidence) -> what its figure shows.
     """
 
     name: str
     statement: str
     source: str
     says_not: str
+    needs: tuple[Need, ...]
+    how: str
     decide: Callable[[Any], Decision]
     draw: Callable[[Any], list[Curve]] = _nothing
+
+
+def group_of(part: str) -> str:
+    """What a part belongs to: the population or the section that its name begins with."""
+    return part.partition(": " if ": " in part else " ")[0]
+
+
+def interval_words(value: float, low: float, high: float) -> str:
+    """A value with its interval, "-" for none."""
+    if math.isnan(value):
+        return "-"
+    if math.isnan(low) or math.isnan(high):
+        return f"{value:.3g}"
+    return f"{value:.3g} [{low:.2g}, {high:.2g}]"
 
 
 def combined(parts: Sequence[Part]) -> tuple[str, str]:

@@ -8,7 +8,7 @@ from typing import ClassVar
 
 import numpy as np
 
-from landscape.claim import Claim, Curve, Decision
+from landscape.claim import Claim, Curve, Decision, Need
 from landscape.results import Result, Spent, field_of
 
 
@@ -24,6 +24,12 @@ class Checked(Result):
     statement: str
     source: str
     says_not: str
+
+    how: str
+    need: np.ndarray = field_of("what the claim needs of the runs it is decided on", "need")
+    population: np.ndarray = field_of("problem that it was decided on", "population")
+    population_runs: np.ndarray = field_of("its runs", "population")
+    population_sweep: np.ndarray = field_of("sweep file that trains such runs; empty: not ours", "population")
 
     runs: int = field_of("runs that were read")
     seeds: int = field_of("independent units: seeds of each population, added up")
@@ -53,7 +59,16 @@ class Checked(Result):
     spent: Spent | None = None
 
 
-def checked(claim: Claim, decision: Decision, curves: Sequence[Curve], runs: int, spent: Spent) -> Checked:
+@dataclass(frozen=True)
+class Read:
+    """A population that was read: its name, how many runs, and a sweep file that trains them again."""
+
+    name: str
+    runs: int
+    sweep: str
+
+
+def checked(claim: Claim, decision: Decision, curves: Sequence[Curve], read: Sequence[Read], spent: Spent) -> Checked:
     """The result of a decision."""
     parts = decision.parts
     points = [
@@ -70,7 +85,12 @@ def checked(claim: Claim, decision: Decision, curves: Sequence[Curve], runs: int
         statement=claim.statement,
         source=claim.source,
         says_not=claim.says_not,
-        runs=runs,
+        how=claim.how,
+        need=_texts([_need(n) for n in claim.needs]),
+        population=_texts([p.name for p in read]),
+        population_runs=np.array([p.runs for p in read], dtype=np.int64),
+        population_sweep=_texts([p.sweep for p in read]),
+        runs=sum(p.runs for p in read),
         seeds=decision.seeds,
         part=_texts([p.name for p in parts]),
         part_verdict=_texts([p.verdict for p in parts]),
@@ -95,6 +115,10 @@ def checked(claim: Claim, decision: Decision, curves: Sequence[Curve], runs: int
         curve_joined=np.array([c.joined for c in curves for _ in c.x], dtype=bool),
         spent=spent,
     )
+
+
+def _need(need: Need) -> str:
+    return f"{need.analysis}: {need.settings}; over {' and '.join(need.axes)}; at least {need.least}"
 
 
 def _texts(values: Sequence[str]) -> np.ndarray:

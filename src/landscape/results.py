@@ -47,6 +47,8 @@ AXES: dict[str, tuple[str, str | None]] = {
     "direction": ("direction of the slice", "direction"),
     "mark": ("another checkpoint, projected into the slice", "mark"),
     "part": ("test of a claim", "part"),
+    "need": ("thing that a claim needs", "need"),
+    "population": ("problem that a claim was decided on", "population"),
     "excluded": ("run that was left out", "excluded"),
     "settle": ("command that would settle what is undetermined", "settle"),
     "point": ("point of a curve of the claim's figure", None),

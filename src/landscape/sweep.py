@@ -177,8 +177,11 @@ class Sweep:
     training: Mapping[str, Any]
 
 
-def read_sweep(path: Path) -> Sweep:
+def read_sweep(path: Path, changes: Mapping[str, str] | None = None) -> Sweep:
     """The sweep in a TOML file: tables [sweep] (coordinates), [model], [data] (their `Settings`), [training].
+
+    Args:
+        changes: what is to stand in the file instead, such as {"sweep.seed": "0..19", "training.steps": "500"}.
 
     Raises:
         UsageError: the file cannot be read, a name or value is unknown (with the nearest known one), or a
@@ -191,11 +194,29 @@ def read_sweep(path: Path) -> Sweep:
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise UsageError(f"{path} is not a TOML file: {error}", "strings need quotes, lists brackets") from error
     try:
-        sweep = _sweep_of(path.stem, tables)
+        sweep = _sweep_of(path.stem, _changed(tables, changes or {}))
         plan(sweep)
     except ProblemError as error:
         raise UsageError(f"{path}: {error.message}", error.hint) from error
     return sweep
+
+
+def _changed(tables: dict[str, Any], changes: Mapping[str, str]) -> dict[str, Any]:
+    """The tables with values replaced; a value is written as in TOML, and what is no TOML is a string."""
+    changed = {name: dict(table) if isinstance(table, dict) else table for name, table in tables.items()}
+    for place, text in changes.items():
+        table, dot, key = place.partition(".")
+        if not (dot and key and table in TABLES):
+            raise ProblemError(
+                f"--set {place}={text} names no place in a sweep file",
+                f"write TABLE.KEY=VALUE with one of {_listed(TABLES)}: --set sweep.seed=0..19",
+            )
+        try:
+            value = tomllib.loads(f"value = {text}")["value"]
+        except tomllib.TOMLDecodeError:
+            value = text
+        changed.setdefault(table, {})[key] = value
+    return changed
 
 
 def plan(sweep: Sweep) -> list[Run]:

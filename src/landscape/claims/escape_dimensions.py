@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from landscape.claim import Claim, Curve, Decision, Excluded, Part, combined
+from landscape.claim import Claim, Curve, Decision, Excluded, Need, Part, combined
 from landscape.statistics import (
     Estimate,
     Null,
@@ -30,7 +30,7 @@ from landscape.statistics import (
 NAME = "escape-dimensions"
 # Fixed before any data. A squared error below this is zero loss (claims §1, Protocol B).
 SUCCESS = 1e-10
-# Two-sided level of every test; intervals are 95 %.
+# Level of every test (trend: one-sided, McNemar: two-sided); intervals are 95 %.
 LEVEL = 0.01
 # Fewer independent units than this decide nothing.
 LEAST_SEEDS, LEAST_MINIMA, LEAST_TICKETS = 20, 8, 8
@@ -350,6 +350,37 @@ CLAIM = Claim(
     "logarithm of the distance over |λ_min|. Wide networks can have bad minima of their own. Cross-entropy on "
     "separable data has no finite minimiser. Levenberg–Marquardt is not gradient flow. The lottery nulls count "
     "subsets of neurons, not volumes.",
+    (
+        Need(
+            "train",
+            'initial weights (save = [0]) and certified ends (a second-order optimiser, or finish = "minimum")',
+            ("width", "seed"),
+            f"{LEAST_SEEDS} seeds of each of two widths",
+        ),
+        Need(
+            "widen",
+            "every neuron, four 2-way splits and one 3-way split, ways out followed, random kicks beside them",
+            ("seed",),
+            f"{LEAST_MINIMA} certified minima of positive loss at the smallest width",
+        ),
+        Need(
+            "descend",
+            "tickets alone, and kept while the rest is drawn anew",
+            ("width", "seed"),
+            f"{LEAST_SEEDS} starts a width; {LEAST_TICKETS} winning tickets",
+        ),
+    ),
+    "A: every neuron of certified minima of positive loss is split at the smallest width (shares mu and 1 - mu with mu "
+    "inside and outside [0, 1], and three ways); the direction of negative curvature that opens is followed, and the "
+    "loss it leads to compared with those after random kicks of the same length, in the wide network (orthogonal to "
+    "the way out) and in the narrow one: medians per minimum; minima are the units. B: the share of seeds at zero loss "
+    "against width (one-sided Cochran-Armitage test), two lottery nulls, and each wide start against its own tickets "
+    "trained alone (McNemar's test). C: a winning ticket is kept, the other neurons are drawn anew and all are trained "
+    "together; tickets are the units. "
+    f"Fixed before the data: a loss below {SUCCESS:.0e} is zero; tests at {LEVEL:g}, intervals 95 %; a "
+    f"drop of the loss by less than {DROP:.0e} of it is none; a kept ticket that wins in less than {ALWAYS:.0%} of the "
+    "redraws does not always win. The claim is supported or contradicted if all decided parts say so, conditional if "
+    "they differ, and undetermined if more than half of them are.",
     decide,
     draw,
 )

@@ -13,8 +13,8 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from landscape.claim import Claim, Curve, Decision, Excluded, Part, combined
-from landscape.sign_coins import POISSON, Signs, few, part, sign_parts, sign_tests
+from landscape.claim import Claim, Curve, Decision, Excluded, Need, Part, combined
+from landscape.sign_coins import LEAST_NONE, LEAST_SEEDS, POISSON, Signs, few, part, sign_parts, sign_tests
 from landscape.statistics import Estimate, holm, permutation_correlation, wilson
 
 NAME = "negative-eigenvalues"
@@ -261,6 +261,36 @@ CLAIM = Claim(
     "critical points of small networks are copies of those of narrower ones, and searches that end as gradient-flat "
     "points (Frye et al. 2021) say nothing. GOE and coins are the two simplest models; that both fail names no third. "
     "The bounds at interpolation are theorems for squared error. An ensemble at its start says nothing about its end.",
+    (
+        Need(
+            "descend",
+            "critical points of small tanh networks, certified, from many heights (made by the check itself)",
+            ("hidden neurons",),
+            f"{LEAST_POINTS} distinct critical points each",
+        ),
+        Need(
+            "spectrum",
+            "whole spectra of ensembles of tanh networks at their start (made by the check itself)",
+            ("hidden neurons", "seed"),
+            f"{LEAST_SEEDS} seeds each",
+        ),
+        Need(
+            "train",
+            "runs with squared error, certified ends",
+            ("width", "seed"),
+            f"{LEAST_NETWORKS} networks of each of {LEAST_WIDTHS} widths",
+        ),
+    ),
+    "2a: Spearman's correlation of loss and index over distinct critical points, with a permutation p-value; searches "
+    "that ended gradient-flat, degenerate or unfinished are counted beside. 2b: of the numbers of negative eigenvalues "
+    "of an ensemble the dispersion (T1), neighbouring gaps (T2), how often there is none (T3, where coins would make "
+    f"at least {LEAST_NONE:g} such members) and how that falls with P (T4), each against coins and against the "
+    "Gaussian orthogonal ensemble. 2c: both bounds at interpolation at every network, and flat directions and negative "
+    "mass against width. "
+    f"Fixed before the data: tests at {LEVEL:g} after Holm's correction over those of one kind, intervals 95 %; a "
+    f"correlation below {WEAK:g} is weak; if more than {UNFINISHED:.0%} of the searches are unfinished, the others are "
+    "a selection. The claim is supported or contradicted if all decided parts say so, conditional if they differ, and "
+    "undetermined if more than half of them are.",
     decide,
     draw,
 )

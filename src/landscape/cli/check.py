@@ -167,14 +167,17 @@ def _computed(
     request: Request, runs: list[SweptRun], report: Callable[[str, int, int], None], pieces: Pieces, start: float
 ) -> Checked:
     from landscape.evidence.runs import populations
-    from landscape.result_checks import checked
+    from landscape.result_checks import Read, checked
     from landscape.results import Spent
+    from landscape.sweep_text import as_sweep
 
     claim, gather = _claim(request)
-    evidence = gather(populations(runs), report, pieces)
+    groups = populations(runs)
+    evidence = gather(groups, report, pieces)
     decision = claim.decide(evidence)
     spent = Spent(0, time.perf_counter() - start, "float64", "cpu", {"notes": ()})
-    return checked(claim, decision, claim.draw(evidence), len(runs), spent)
+    read = [Read(name, len(members), as_sweep(members)) for name, members in groups.items()]
+    return checked(claim, decision, claim.draw(evidence), read, spent)
 
 
 def _claim(request: Request) -> tuple[Claim, Callable[..., Any]]:

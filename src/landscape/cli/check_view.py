@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import sys
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ from typing import Any
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
+from landscape.claim import group_of, interval_words
 from landscape.cli.terminal import plain, stdout
 from landscape.result_checks import Checked
 from landscape.results import Provenance
@@ -65,9 +65,10 @@ def print_one(r: Checked, p: Provenance, path: Path) -> None:
     stdout.print(f"{r.claim}: {r.verdict}{f' ({r.condition})' if r.condition else ''}")
     stdout.print(f"  {r.statement}")
     stdout.print(f"  {r.source}")
-    for group in dict.fromkeys(_group(r, i) for i in range(len(r.part))):
+    groups = [group_of(str(name)) for name in r.part]
+    for group in dict.fromkeys(groups):
         stdout.print(f"\n  {group}", soft_wrap=True)
-        stdout.print(_table(r, [i for i in range(len(r.part)) if _group(r, i) == group]))
+        stdout.print(_table(r, [i for i, g in enumerate(groups) if g == group]))
     stdout.print("  (in brackets: theorems and reports, which do not enter the verdict)")
     if len(r.excluded):
         stdout.print(
@@ -79,12 +80,6 @@ def print_one(r: Checked, p: Provenance, path: Path) -> None:
     stdout.print(f"  {r.runs} runs, {p.seconds:.0f} s, written to {path}", soft_wrap=True)
 
 
-def _group(r: Checked, i: int) -> str:
-    """What a part belongs to: the population or the section that its name begins with."""
-    name = str(r.part[i])
-    return name.partition(": " if ": " in name else " ")[0]
-
-
 def _table(r: Checked, numbers: list[int]) -> Table:
     table = Table(box=SIMPLE_HEAD, pad_edge=False)
     table.add_column("part", overflow="fold", min_width=34)
@@ -92,18 +87,14 @@ def _table(r: Checked, numbers: list[int]) -> Table:
     table.add_column("value [95 %]", justify="right", no_wrap=True)
     table.add_column("n", justify="right", no_wrap=True)
     for i in numbers:
-        name = str(r.part[i]).removeprefix(_group(r, i)).lstrip(": ")
+        name = str(r.part[i]).removeprefix(group_of(str(r.part[i]))).lstrip(": ")
         note = f": {r.part_note[i]}" if str(r.part_note[i]) else ""
         shown = name if r.part_evidence[i] else f"({name})"
         verdict = str(r.part_verdict[i]) if r.part_evidence[i] else "-"
-        table.add_row(shown + note, verdict, _interval(r, i), str(r.part_n[i]))
+        table.add_row(
+            shown + note,
+            verdict,
+            interval_words(*(float(x[i]) for x in (r.part_value, r.part_low, r.part_high))),
+            str(r.part_n[i]),
+        )
     return table
-
-
-def _interval(r: Checked, i: int) -> str:
-    value, low, high = (float(x[i]) for x in (r.part_value, r.part_low, r.part_high))
-    if math.isnan(value):
-        return "-"
-    if math.isnan(low) or math.isnan(high):
-        return f"{value:.3g}"
-    return f"{value:.3g} [{low:.2g}, {high:.2g}]"

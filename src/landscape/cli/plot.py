@@ -12,11 +12,8 @@ from landscape.cli.terminal import print_warning
 from landscape.errors import StorageError, UsageError
 
 if TYPE_CHECKING:
-    from matplotlib.figure import Figure
-
     from landscape.store import StoredResult
 
-SINGLE = ("escape", "widen", "check")  # one result a figure
 # What several results in one figure are called.
 NAMES = {"spectrum": "spectra.png", "descend": "descents.png", "slice": "slices.png"}
 DEFAULT = Path("landscape-results") / "spectra.png"
@@ -107,39 +104,13 @@ def _page(result: StoredResult) -> bytes:
 
 def _rendered(found: list[StoredResult], by: str | None, target: Path) -> bytes:
     """The figure as bytes; what its readers must know goes to stderr."""
+    from landscape.figures.choice import draw
     from landscape.figures.style import render
 
-    if found[0].group in SINGLE and len(found) > 1:
-        raise UsageError(
-            f"a figure shows one result of `landscape {found[0].group}`, and {len(found)} were named",
-            hint="name one file",
-        )
-    return render(_figure(found, by), target.suffix)
-
-
-def _figure(found: list[StoredResult], by: str | None) -> Figure:
-    from landscape.figures.claims import draw_check
-    from landscape.figures.descents import draw_descents
-    from landscape.figures.series import caveats, differences
-    from landscape.figures.spectrum import draw_spectrum
-    from landscape.figures.surfaces import draw_slices
-    from landscape.figures.ways import draw_escape, draw_widen
-    from landscape.figures.width import draw_spectra
-
-    kind = found[0].group
-    if kind == "descend":
-        return draw_descents(found, by)
-    if kind in SINGLE:
-        return {"escape": draw_escape, "widen": draw_widen, "check": draw_check}[kind](found[0])
-    if kind == "slice":
-        figure = draw_slices(found, by)
-        notes = differences(found)
-    else:
-        notes = caveats(found, by)
-        figure = draw_spectrum(found[0]) if len(found) == 1 else draw_spectra(found, by)
+    figure, notes = draw(found, by)
     for note in notes:
         print_warning(note)
-    return figure
+    return render(figure, target.suffix)
 
 
 def _write(target: Path, data: bytes) -> None:

@@ -32,6 +32,14 @@ def train(
     sweep: Annotated[
         Path, typer.Argument(metavar="SWEEP.toml", help="What to train (see docs/cli.md), or the name of a ready one.")
     ],
+    sets: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set",
+            metavar="TABLE.KEY=VALUE",
+            help="Instead of what the file says, such as sweep.seed=0..19; repeatable.",
+        ),
+    ] = None,
     out: common.Out = common.DEFAULT_OUT,
     as_json: common.Json = False,
     force: common.Force = False,
@@ -46,21 +54,21 @@ def train(
 
     try:
         with interruptible():
-            _train_all(sweep, out, force, quiet, as_json)
+            _train_all(sweep, common.parse_sets(sets), out, force, quiet, as_json)
     except Interrupted as interrupted:
         print_note(f"{interrupted}; repeat the command to go on", quiet)
         flush()
         raise typer.Exit(interrupted.exit_code) from None
 
 
-def _train_all(sweep: Path, out: Path, force: bool, quiet: bool, as_json: bool) -> None:
+def _train_all(sweep: Path, changes: dict[str, str], out: Path, force: bool, quiet: bool, as_json: bool) -> None:
     from landscape.run_files import check_out
     from landscape.sweep import plan, read_sweep
     from landscape.sweeps import sweep_file
     from landscape.training import parameters_of
     from landscape.training_stacks import groups
 
-    runs = plan(read_sweep(sweep_file(sweep)))
+    runs = plan(read_sweep(sweep_file(sweep), changes))
     if not force:
         check_out(runs, out)
     sizes = {run.label: parameters_of(run) for run in runs}

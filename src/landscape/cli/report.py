@@ -1,0 +1,103 @@
+"""`landscape report`: all results of a folder as one page."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from landscape.cli import options as common
+from landscape.cli.terminal import print_note, print_warning
+from landscape.errors import LandscapeError, UsageError
+
+if TYPE_CHECKING:
+    from landscape.reports.document import Document
+    from landscape.store import StoredResult
+
+FORMATS = {"html": ".html", "markdown": ".md"}
+
+
+def report(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="Folder of result files.")],
+    form: Annotated[
+        str, typer.Option("--format", metavar="html|markdown", help="html: one file with everything inside it.")
+    ] = "html",
+    title: Annotated[str | None, typer.Option("--title", help="Heading of the page. Default: the folder's name.")] = None,
+    out: Annotated[
+        Path | None, typer.Option("-o", "--out", metavar="FILE", help="The page. Default: report.html, or .md, in DIR.")
+    ] = None,
+    force: Annotated[bool, typer.Option("--force", help="Overwrite a page that is not of landscape.")] = False,
+    quiet: common.Quiet = False,
+) -> None:
+    """One page from all results of a folder: claim by claim statement, verdict, figure, every part with its interval,
+    how it was measured and how to repeat it; then spectra, descents, escapes and slices.
+
+    Everything in it comes from the result files; nothing is loaded from a network. Prints the path of the page.
+    """
+    from landscape.reports.html import as_html
+    from landscape.reports.markdown import as_markdown
+
+    if form not in FORMATS:
+        raise UsageError(f"there is no format {form!r}", f"choose {' or '.join(FORMATS)}")
+    target = _target(folder, form, out)
+    found = _results(folder, quiet)
+    document = _page(title or _name(folder), found)
+    if form == "html":
+        _write(target, as_html(document), {}, force)
+    else:
+        from landscape.reports.markdown import pictures
+
+        beside = f"{target.stem}-figures"
+        _write(target, as_markdown(document, beside), {f"{beside}/{k}": v for k, v in pictures(document).items()}, force)
+    typer.echo(target)
+
+
+def _target(folder: Path, form: str, out: Path | None) -> Path:
+    suffix = FORMATS[form]
+    if out is None:
+        return folder / f"report{suffix}"
+    if out.is_dir():
+        return out / f"report{suffix}"
+    if out.suffix.lower() != suffix:
+        raise UsageError(f"--out {out} is no {form} file", f"such as {out.with_suffix(suffix)}, or another --format")
+    return out
+
+
+def _name(folder: Path) -> str:
+    return folder.resolve().name or "landscape"
+
+
+def _results(folder: Path, quiet: bool) -> dict[str, list[tuple[Path, StoredResult]]]:
+    """All result files below the folder, by analysis; unreadable ones are named and left out."""
+    from landscape.cli.finding import PATTERNS, read_stored
+
+    if not folder.is_dir():
+        what = "is a file" if folder.exists() else "does not exist"
+        raise UsageError(f"{folder} {what}", "name a folder of result files, such as landscape-results")
+    found: dict[str, list[tuple[Path, StoredResult]]] = {}
+    broken = 0
+    for kind, pattern in PATTERNS.items():
+        for path in sorted(folder.rglob(pattern)):
+            try:
+                found.setdefault(kind, []).append((path, read_stored(path, "reports are made")))
+            except LandscapeError as error:
+                broken += 1
+                print_warning(f"{path} is left out: {error.message}")
+    if not any(found.values()):
+        raise UsageError(
+            f"the folder {folder} holds no {'readable ' if broken else ''}results",
+            f"make some first: landscape check RUNS --out {folder}",
+        )
+    print_note(", ".join(f"{len(v)} {k}" for k, v in found.items() if v), quiet)
+    return found
+
+
+def _page(title: str, found: dict[str, list[tuple[Path, StoredResult]]]) -> Document:
+    from landscape.reports.page import make_page
+
+    return make_page(title, found)
+
+
+def _write(target: Path, text: str, beside: dict[str, bytes], force: bool) -> None:
+    """The page and what lies beside it."""
