@@ -24,7 +24,8 @@ RANKS: dict[str, int] = {
             "analyses",
             "evidence",
             "atomic piece_files wisdom checkpoint unpickling weights fitting exported loading problem_file coordinates "
-            "store sweep sweep_text run_files training training_stacks sweeps executors figures surface_files exports reports",
+            "store sweep sweep_text run_files training training_stacks sweeps executors figures surface_files "
+            "exports reports",
             "cli",
         )
     )

@@ -24,7 +24,7 @@ def test_cli_page_is_what_help_prints() -> None:
     spec.loader.exec_module(page)
     text = page.PAGE.read_text()
     assert page.rendered(text) == text, "run python tools/cli_page.py"
-    assert text.count("<!-- help:") == 11
+    assert text.count("<!-- help:") == 12
 
 
 def test_links_of_the_pages_lead_somewhere() -> None:

@@ -4,33 +4,30 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import fields
 from typing import Any
 
-from landscape.data import DATA
+from landscape.errors import ProblemError
 from landscape.evidence.runs import SweptRun
-from landscape.models import MODELS
-from landscape.sweep import DERIVED, Training
+from landscape.run_files import run_of
+from landscape.settings import written
+from landscape.sweep import DERIVED
 
 
 def as_sweep(runs: Sequence[SweptRun]) -> str:
-    """A sweep file (docs/cli.md) that trains runs like these again; "" for networks of one's own."""
-    header = runs[0].header
-    training = header.get("training")
-    if header.get("model") not in MODELS or header.get("data") not in DATA or not isinstance(training, Mapping):
+    """A sweep file (docs/cli.md) that trains runs like these, which differ in their coordinates only, again; "" for
+    networks that `landscape train` did not make."""
+    try:
+        first = run_of(runs[0].header)
+    except ProblemError:
         return ""
-    varied = {k: sorted({r.coordinates[k] for r in runs if k in r.coordinates}) for k in runs[0].coordinates}
-    varied = {k: v for k, v in varied.items() if k != "step" and v}
-    model = {k: v for k, v in header["model_settings"].items() if k not in DERIVED}
-    names = [f.name for f in fields(Training)]
-    how = {"loss": header["loss"], **{k: v for k, v in training.items() if k in names}}
-    how |= {"weight_decay": header["weight_decay"]} if header.get("weight_decay") else {}
-    how |= {"save": [0]} if any(r.start is not None for r in runs) else {"save": []}
-    tables = {
+    varied = {key: sorted({r.coordinates[key] for r in runs}) for key in first.coordinates}
+    model = {k: v for k, v in written(first.model_settings).items() if k not in DERIVED}
+    saved = {"save": [0] if any(r.start is not None for r in runs) else []}
+    tables: dict[str, Mapping[str, Any]] = {
         "sweep": varied,
-        "model": {"name": header["model"], **model},
-        "data": {"name": header["data"], **header.get("data_settings", {})},
-        "training": how,
+        "model": {"name": first.model, **model},
+        "data": {"name": first.data, **written(first.data_settings)},
+        "training": {**written(first.training), **saved},
     }
     return "\n".join(
         _table(name, {k: v for k, v in table.items() if name == "sweep" or k not in varied})

@@ -7,7 +7,7 @@ import sys
 
 import typer
 
-from landscape.cli import check, descend, doctor, escape, export, info, plot, slice, spectrum, train, widen
+from landscape.cli import check, descend, doctor, escape, export, info, plot, report, slice, spectrum, train, widen
 from landscape.cli.terminal import print_error
 from landscape.errors import LandscapeError
 from landscape.interrupts import Interrupted, interruptible
@@ -30,6 +30,7 @@ app.command("train")(train.train)
 app.command("check")(check.check)
 app.command("info")(info.info)
 app.command("plot")(plot.plot)
+app.command("report")(report.report)
 app.command("export")(export.export)
 app.command("doctor")(doctor.doctor)
 

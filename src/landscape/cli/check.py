@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -139,7 +139,8 @@ def _decide(request: Request, folders: list[str]) -> tuple[Checked, Provenance, 
     with stage_progress(request.claim, request.quiet) as report:
         report("reading runs", 0, 1)
         runs, hashes = read_runs(folders, request.source)
-        settings = {"claim": request.claim, "scale": request.scale, "seed": request.seed, "runs": folders}
+        settings = {"claim": request.claim, "scale": request.scale, "budget": _budget(request), "seed": request.seed}
+        settings["runs"] = folders
         parts = {"files": hashes, "claim": request.claim, "scale": request.scale, "seed": request.seed}
         key = identity({**parts, "problem": request.source.problem, "sets": dict(request.source.sets)})
         place = request.out / f"{request.claim}.check.h5"
@@ -187,6 +188,12 @@ def _claim(request: Request) -> tuple[Claim, Callable[..., Any]]:
     evidence = import_module(f"landscape.evidence.{module}")
     scale = evidence.SCALES[request.scale]
     return claim, lambda groups, tell, pieces: evidence.gather(groups, scale, request.seed, tell, pieces)
+
+
+def _budget(request: Request) -> dict[str, int]:
+    """What the scale allows, by its names."""
+    module = import_module(f"landscape.evidence.{request.claim.replace('-', '_')}")
+    return asdict(module.SCALES[request.scale])
 
 
 def _provenance(request: Request, key: str, settings: dict[str, Any], files: str, made: Checked) -> Provenance:

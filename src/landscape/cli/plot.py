@@ -141,6 +141,6 @@ def refuse_foreign(target: Path, force: bool) -> None:
         raise StorageError(f"cannot read {target}, which exists: {error.strerror}", "choose another --out") from error
     if not is_ours(data, target.suffix):
         raise StorageError(
-            f"{target} exists and is not a figure that landscape wrote; it was left alone.",
+            f"{target} exists and is not a figure that landscape wrote, nor a page; it was left alone.",
             hint="choose another name with --out, or repeat with --force to overwrite it",
         )

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from landscape.cli import options as common
+from landscape.cli.plot import refuse_foreign
 from landscape.cli.terminal import print_note, print_warning
 from landscape.errors import LandscapeError, UsageError
 
@@ -23,7 +24,7 @@ def report(
     form: Annotated[
         str, typer.Option("--format", metavar="html|markdown", help="html: one file with everything inside it.")
     ] = "html",
-    title: Annotated[str | None, typer.Option("--title", help="Heading of the page. Default: the folder's name.")] = None,
+    title: Annotated[str | None, typer.Option("--title", help="Heading of the page. Default: the folder.")] = None,
     out: Annotated[
         Path | None, typer.Option("-o", "--out", metavar="FILE", help="The page. Default: report.html, or .md, in DIR.")
     ] = None,
@@ -36,20 +37,20 @@ def report(
     Everything in it comes from the result files; nothing is loaded from a network. Prints the path of the page.
     """
     from landscape.reports.html import as_html
-    from landscape.reports.markdown import as_markdown
+    from landscape.reports.markdown import as_markdown, pictures
 
     if form not in FORMATS:
         raise UsageError(f"there is no format {form!r}", f"choose {' or '.join(FORMATS)}")
     target = _target(folder, form, out)
     found = _results(folder, quiet)
-    document = _page(title or _name(folder), found)
+    document = _page(title or f"Results in {_name(folder)}", found)
     if form == "html":
         _write(target, as_html(document), {}, force)
     else:
-        from landscape.reports.markdown import pictures
-
         beside = f"{target.stem}-figures"
-        _write(target, as_markdown(document, beside), {f"{beside}/{k}": v for k, v in pictures(document).items()}, force)
+        _write(
+            target, as_markdown(document, beside), {f"{beside}/{k}": v for k, v in pictures(document).items()}, force
+        )
     typer.echo(target)
 
 
@@ -100,4 +101,11 @@ def _page(title: str, found: dict[str, list[tuple[Path, StoredResult]]]) -> Docu
 
 
 def _write(target: Path, text: str, beside: dict[str, bytes], force: bool) -> None:
-    """The page and what lies beside it."""
+    """The page, after what it links; a file of somebody else's is left alone."""
+    from landscape.atomic import remove_stale, write_bytes
+
+    refuse_foreign(target, force)
+    remove_stale(target)
+    for name, data in beside.items():
+        write_bytes(target.parent / name, data)
+    write_bytes(target, text.encode())

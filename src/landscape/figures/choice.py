@@ -26,7 +26,9 @@ def draw(found: list[StoredResult], by: str | None) -> tuple[Figure, list[str]]:
     kind = found[0].group
     if kind in SINGLE:
         if len(found) > 1:
-            raise UsageError(f"a figure shows one result of `landscape {kind}`, and {len(found)} were named", "name one file")
+            raise UsageError(
+                f"a figure shows one result of `landscape {kind}`, and {len(found)} were named", "name one file"
+            )
         return {"escape": draw_escape, "widen": draw_widen, "check": draw_check}[kind](found[0]), []
     if kind == "descend":
         return draw_descents(found, by), []

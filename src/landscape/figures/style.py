@@ -116,12 +116,13 @@ def render(figure: Figure, suffix: str) -> bytes:
 
 
 def is_ours(data: bytes, suffix: str) -> bool:
-    """Whether these bytes are an image that `render` wrote, or one of our pages (any version of them)."""
+    """Whether these bytes are an image that `render` wrote, or one of our pages (html, md; any version of them)."""
     name = suffix.lower().lstrip(".")
     start, mark = {
         "html": (b"<!DOCTYPE html", b'<meta name="generator" content="landscape '),
+        "md": (b"# ", b"<!-- landscape "),
         "png": (b"\x89PNG", b"Software\x00landscape "),
         "svg": (b"<?xml", b"<dc:title>landscape "),
         "pdf": (b"%PDF", b"/Creator (landscape "),
-    }[name if name == "html" else check_format(suffix)]
+    }[name if name in ("html", "md") else check_format(suffix)]
     return data.startswith(start) and mark in data

@@ -56,7 +56,9 @@ def _parts(result: StoredResult) -> Iterator[Block]:
     names = _texts(result, "part")
     groups = [group_of(name) for name in names]
     yield Heading("Parts", 3)
-    yield Paragraph("Grey: theorems, which check this program, and reports; they do not enter the verdict.")
+    yield Paragraph(
+        "In small or pale print: theorems, which check this program, and reports; they do not enter the verdict."
+    )
     for group in dict.fromkeys(groups):
         yield Heading(group, 4)
         rows = [_row(result, i, names[i].removeprefix(group).lstrip(": ")) for i, g in enumerate(groups) if g == group]
@@ -83,18 +85,23 @@ def _measured(result: StoredResult) -> Iterator[Block]:
     """Tests and thresholds, what was asked of the runs, the runs, and those left out."""
     p = result.provenance
     yield Heading("How it was measured", 3)
-    yield Paragraph(str(result.attributes["how"]))
-    yield Paragraph("", "Needed of the runs")
-    yield Bullets(_texts(result, "need"))
+    yield Paragraph(str(result.attributes.get("how", "")))
+    needs = _texts(result, "need")
+    if needs:
+        yield Paragraph("", "Needed of the runs")
+        yield Bullets(needs)
     spent = ", ".join(f"{k} {v}" for k, v in dict(p.settings.get("budget", {})).items())
     yield Paragraph(
         f"scale {p.settings.get('scale', '?')}{f' ({spent})' if spent else ''}, seed {p.seed}; {p.seconds:.0f} s on "
         f"{p.device} in {p.dtype}; {', '.join(f'{k} {v}' for k, v in dict(p.versions).items())}",
         "Made with",
     )
-    names, runs = _texts(result, "population"), result.arrays["population_runs"].values
-    rows = [[Cell(name), Cell(str(int(n)))] for name, n in zip(names, runs, strict=True)]
-    yield Table(("runs of", "number"), rows, right=(1,))
+    rows = [
+        [Cell(name), Cell(number)]
+        for name, number in zip(_texts(result, "population"), _texts(result, "population_runs"), strict=True)
+    ]
+    if rows:
+        yield Table(("runs of", "number"), rows, right=(1,))
     left, why = _texts(result, "excluded"), _texts(result, "excluded_reason")
     if left:
         out = [[Cell(run), Cell(reason)] for run, reason in zip(left, why, strict=True)]
@@ -108,7 +115,7 @@ def _commands(path: Path, result: StoredResult) -> Iterator[Block]:
     named = [str(r) for r in settings.get("runs", ())]
     populations = zip(_texts(result, "population"), _texts(result, "population_sweep"), strict=True)
     sweeps = {_stem(name): text for name, text in populations if text}
-    ours = len(sweeps) == len(_texts(result, "population"))
+    ours = bool(sweeps) and len(sweeps) == len(_texts(result, "population"))
     lines = [f"landscape train {stem}.toml --out runs/{stem}" for stem in sweeps] if ours else []
     check = ["landscape", "check", *([f"runs/{stem}" for stem in sweeps] if ours else named)]
     check += ["--claim", str(result.attributes["claim"]), "--scale", str(settings.get("scale", "small"))]

@@ -31,7 +31,8 @@ p { margin: .5rem 0; max-width: 48rem; } .verdict { display: inline-block; color
   padding: .1rem .7rem; font-weight: 600; } .word { font-weight: 600; white-space: nowrap; }
 .scroll { overflow-x: auto; } table { border-collapse: collapse; font-size: .85rem; margin: .4rem 0 1rem; }
 th, td { text-align: left; vertical-align: top; padding: .25rem .7rem .25rem 0; border-bottom: 1px solid #e2e2e2; }
-th { border-bottom: 1.5px solid #767676; font-weight: 600; } td.right, th.right { text-align: right; white-space: nowrap; }
+th { border-bottom: 1.5px solid #767676; font-weight: 600; }
+td.right, th.right { text-align: right; white-space: nowrap; }
 .muted { color: #767676; } img { width: 100%; height: auto; margin: 1rem 0; }
 pre { background: #f5f5f3; padding: .7rem .9rem; overflow-x: auto; font-size: .82rem; border-radius: .25rem; }
 summary { cursor: pointer; margin: .4rem 0; } a { color: #005a8f; }
@@ -86,7 +87,9 @@ def _table(table: Table) -> str:
     rows = [
         "<tr>" + "".join(f"<td{side(i)}>{_cell(c)}</td>" for i, c in enumerate(row)) + "</tr>" for row in table.rows
     ]
-    return f'<div class="scroll"><table><thead><tr>{head}</tr></thead>\n<tbody>{chr(10).join(rows)}</tbody></table></div>'
+    return (
+        f'<div class="scroll"><table><thead><tr>{head}</tr></thead>\n<tbody>{chr(10).join(rows)}</tbody></table></div>'
+    )
 
 
 def _cell(cell: Cell) -> str:

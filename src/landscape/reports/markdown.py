@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from landscape import __version__
 from landscape.reports.document import (
     Block,
     Bullets,
@@ -22,7 +23,8 @@ SPECIAL = str.maketrans({c: f"\\{c}" for c in "\\*_`[]<>|#"})
 
 def as_markdown(document: Document, folder: str) -> str:
     """The page; pictures are linked in `folder`."""
-    return "\n\n".join([f"# {_plain(document.title)}", *(_block(b, folder) for b in document.blocks)]) + "\n"
+    mark = f"<!-- landscape {__version__}: written by `landscape report`, from result files -->"
+    return "\n\n".join([f"# {_plain(document.title)}", mark, *(_block(b, folder) for b in document.blocks)]) + "\n"
 
 
 def pictures(document: Document) -> dict[str, bytes]:

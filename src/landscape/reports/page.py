@@ -18,8 +18,8 @@ def make_page(title: str, found: Mapping[str, list[tuple[Path, StoredResult]]]) 
         blocks += [Heading("Verdicts", 2, "verdicts"), claims.summary(decided)]
         blocks.append(
             Paragraph(
-                "Every test and threshold was fixed in the program before any data; a claim is undetermined where there "
-                "are too few seeds, unconverged runs or missing certificates."
+                "Every test and threshold was fixed in the program before any data; a claim is undetermined where "
+                "there are too few seeds, unconverged runs or missing certificates."
             )
         )
         for path, result in decided:

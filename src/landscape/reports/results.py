@@ -11,7 +11,13 @@ from landscape.figures.style import render
 from landscape.reports.document import Block, Bullets, Cell, Folded, Heading, Paragraph, Picture, Table
 from landscape.store import StoredResult
 
-WORDS = {"spectrum": "Spectra", "descend": "Descents", "escape": "Escapes", "widen": "Widened networks", "slice": "Slices"}
+WORDS = {
+    "spectrum": "Spectra",
+    "descend": "Descents",
+    "escape": "Escapes",
+    "widen": "Widened networks",
+    "slice": "Slices",
+}
 # Figures of analyses that show one result each: so many of them; and results that share a figure, at most.
 SHOWN, SHARED = 6, 60
 
