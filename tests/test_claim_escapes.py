@@ -15,11 +15,12 @@ import torch
 from torch import nn
 
 from landscape.claims import negative_eigenvalues as signs
-from landscape.claims.escape_dimensions import CLAIM, Evidence, Kept, Pairs, Population, Splits, decide, draw
+from landscape.claims.escape_dimensions import CLAIM, Evidence, Kept, Pairs, Population, decide, draw
 from landscape.cli.check_runs import read_runs
 from landscape.cli.jobs import Source
+from landscape.escape_splits import Splits
 from landscape.evidence import negative_eigenvalues
-from landscape.evidence.runs import populations
+from landscape.evidence.runs import Means, populations
 from landscape.pieces import KeptPieces
 from landscape.problem import Problem
 from landscape.protocols.tickets import matches, redraw_others, tickets_of, train_alone
@@ -36,9 +37,9 @@ def losses(shares: dict[int, float], seeds: int, rng: np.random.Generator) -> di
 
 
 def splits(reached: float, kicks: float, count: int = 12) -> list[Splits]:
-    ones = np.ones(6, dtype=int)
+    ones, none = np.ones(6, dtype=int), np.zeros(6, dtype=bool)
     return [
-        Splits(f"run {i}", 0.01, ones, ones, np.full(6, reached), np.full((6, 2), kicks), np.full((6, 2), kicks))
+        Splits(f"run {i}", 0.01, ones, ones, np.full(6, reached), np.full((6, 2), kicks), np.full((6, 2), kicks), none)
         for i in range(count)
     ]
 
@@ -115,7 +116,9 @@ def test_too_few_seeds_decide_nothing_and_say_what_would() -> None:
 
 def test_a_wrong_index_is_a_fault_of_the_program_and_no_evidence() -> None:
     bad = splits(1e-25, 0.005)
-    bad[0] = Splits("x", 0.01, np.zeros(6, dtype=int), np.ones(6, dtype=int), *[np.full(6, 1e-25)] * 3)
+    bad[0] = Splits(
+        "x", 0.01, np.zeros(6, dtype=int), np.ones(6, dtype=int), *[np.full(6, 1e-25)] * 3, np.zeros(6, dtype=bool)
+    )
     part = decide(Evidence([Population("t", 4, {}, bad)])).parts[0]
     assert (part.verdict, part.evidence) == ("contradicted", False)
 
@@ -225,8 +228,8 @@ def signs_of_a_sweep(folder: Path) -> None:
     runs, _ = read_runs([str(folder)], Source())
     kept: dict[str, Any] = {}
     groups, scale = populations(runs), negative_eigenvalues.Scale(2, 12, 3)
-    made = negative_eigenvalues.gather(groups, scale, 0, lambda *a: None, KeptPieces({}, kept.update))
-    again = negative_eigenvalues.gather(groups, scale, 0, lambda *a: None, KeptPieces(kept, pytest.fail))
+    made = negative_eigenvalues.gather(groups, Means(scale, 0, "cpu", lambda *a: None, KeptPieces({}, kept.update)))
+    again = negative_eigenvalues.gather(groups, Means(scale, 0, "cpu", lambda *a: None, KeptPieces(kept, pytest.fail)))
     decision = signs.CLAIM.decide(made)
     assert [(p.name, p.verdict) for p in decision.parts] == [
         (p.name, p.verdict) for p in signs.CLAIM.decide(again).parts
@@ -275,7 +278,7 @@ def test_check_decides_prints_and_repeats(tmp_path: Path) -> None:
         ((), 2, "no runs are named"),
         (("nowhere",), 3, "does not exist"),
         ((".", "--claim", "flatness"), 2, "escape-dimensions"),
-        ((".", "--scale", "huge"), 2, "small or full"),
+        ((".", "--scale", "huge"), 2, "small or medium or full"),
         ((".", "--seed", "-1"), 2, "at least 0"),
     ],
 )

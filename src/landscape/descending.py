@@ -123,6 +123,7 @@ class Way:
         gauss_newton: whether to begin with Gauss–Newton steps, for the losses that have them.
         target: stop at this loss. save: iterations whose θ is kept whatever happens.
         keep_points: whether trajectories keep θ elsewhere as well.
+        patience: Newton iterations that may gain less than 1 % before they count as creeping.
     """
 
     to: str = "minimum"
@@ -133,6 +134,7 @@ class Way:
     target: float = 0.0
     save: tuple[int, ...] = ()
     keep_points: bool = True
+    patience: int = LONG_WINDOW
 
 
 def descend_stack(
@@ -230,7 +232,7 @@ class _Descending:
             self._phase(rows, levenberg_marquardt(stack.values, stack.gauss_newton), gaining)
             # Also those that converged: a saddle attracts Gauss–Newton steps as a minimum does.
             rows = rows[self._open(rows) | (self.reason[rows] == CONVERGED)]
-        creeping = replace(self.limits, start=1e-6, window=LONG_WINDOW, progress=CREEPING)
+        creeping = replace(self.limits, start=1e-6, window=self.way.patience, progress=CREEPING)
         newton = saddle_free_newton(stack.values, self._gradients, stack.hessians)
         for escape in range(ESCAPES + 1):
             self._phase(rows, newton, creeping)

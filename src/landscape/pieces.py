@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 # Saving may take this share of the time, and happens at most so often.
@@ -35,8 +35,23 @@ class KeptPieces(Pieces):
     def get(self, name: str) -> Any | None:
         return self._found.get(name)
 
+    @property
+    def everything(self) -> Mapping[str, Any]:
+        """All pieces by their names."""
+        return self._found
+
+    def take(self, others: Mapping[str, Any]) -> None:
+        """Add pieces that other processes have put aside."""
+        new = {name: value for name, value in others.items() if name not in self._found}
+        if new:
+            self._found.update(new)
+            self._keep()
+
     def put(self, name: str, value: Any) -> None:
         self._found[name] = value
+        self._keep()
+
+    def _keep(self) -> None:
         start = time.monotonic()
         self._save(self._found)
         self._saved = time.monotonic()

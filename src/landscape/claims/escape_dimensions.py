@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from landscape.claim import Claim, Curve, Decision, Excluded, Need, Part, combined
+from landscape.escape_splits import DROP, LEAST_MINIMA, SUCCESS, Splits, few, split_parts
 from landscape.statistics import (
     Estimate,
     Null,
@@ -28,35 +29,13 @@ from landscape.statistics import (
 )
 
 NAME = "escape-dimensions"
-# Fixed before any data. A squared error below this is zero loss (claims §1, Protocol B).
-SUCCESS = 1e-10
-# Level of every test (trend: one-sided, McNemar: two-sided); intervals are 95 %.
+# Fixed before any data, as those of `escape_splits`. Level of every test (trend: one-sided, McNemar: two-sided);
+# intervals are 95 %.
 LEVEL = 0.01
 # Fewer independent units than this decide nothing.
-LEAST_SEEDS, LEAST_MINIMA, LEAST_TICKETS = 20, 8, 8
-# A drop of the loss smaller than this share is none.
-DROP = 1e-3
+LEAST_SEEDS, LEAST_TICKETS = 20, 8
 # The lottery reading predicts that a kept winning ticket wins always; less than this share is not always.
 ALWAYS = 0.95
-
-
-@dataclass(frozen=True)
-class Splits:
-    """Protocol A at one certified bad minimum.
-
-    Attributes:
-        run: its name. loss: there. foretold, found: negative eigenvalues of every split [K]. reached: loss where the
-            way out of each split ended [K], NaN where none opened. wide, narrow: losses from random kicks of the same
-            length in the wide network [K, C] and in the narrow one.
-    """
-
-    run: str
-    loss: float
-    foretold: np.ndarray
-    found: np.ndarray
-    reached: np.ndarray
-    wide: np.ndarray
-    narrow: np.ndarray
 
 
 @dataclass(frozen=True)
@@ -90,6 +69,7 @@ class Population:
         name: in words. r: width of the tickets, the smallest one. losses: width -> loss of every seed.
         splits, pairs, kept: what was done of the protocols.
         zero: whether zero loss can be reached at all, so that success means something.
+        ends: of the narrowest networks, how many ended at certified minima of positive loss, and how many there are.
     """
 
     name: str
@@ -99,6 +79,7 @@ class Population:
     pairs: Sequence[Pairs] = ()
     kept: Sequence[Kept] = ()
     zero: bool = True
+    ends: tuple[int, int] | None = None
 
 
 @dataclass(frozen=True)
@@ -113,7 +94,7 @@ def decide(evidence: Evidence) -> Decision:
     """All parts, and the verdict of the evidence among them."""
     parts: list[Part] = []
     for p in evidence.populations:
-        parts += [*_splits(p), *_width(p), *_pairs(p), *_kept(p)]
+        parts += [*_ends(p), *split_parts(p.name, p.splits, p.zero), *_width(p), *_pairs(p), *_kept(p)]
     verdict, condition = combined(parts)
     seeds = sum(max((len(v) for v in p.losses.values()), default=0) for p in evidence.populations)
     undecided = [p for p in parts if p.evidence and p.verdict == "undetermined"]
@@ -121,67 +102,17 @@ def decide(evidence: Evidence) -> Decision:
     return Decision(NAME, verdict, condition, tuple(parts), seeds, tuple(evidence.excluded), settle)
 
 
-def _splits(p: Population) -> list[Part]:
-    """Protocol A. The unit is the bad minimum, not the split."""
-    if not p.splits:
+def _ends(p: Population) -> list[Part]:
+    """Without minima there is nothing to split: narrow networks may as well run to infinity."""
+    if p.ends is None:
         return []
-    n = len(p.splits)
-    equal = sum(int((s.foretold == s.found).sum()) for s in p.splits)
-    total = sum(len(s.found) for s in p.splits)
-    index = wilson(equal, total)
-    lowered = [bool((s.reached < (1 - DROP) * s.loss).any()) for s in p.splits]
-    down = wilson(sum(lowered), n)
-    zero = wilson(sum(bool((s.reached < SUCCESS).any()) for s in p.splits), n)
-    parts = [
+    share = wilson(*p.ends)
+    return [
         Part(
-            f"{p.name}: index as foretold", _equal(equal, total), "share of splits", index.value, index.low, index.high,
-            total, "a theorem: a check of this program, no evidence", evidence=False,
-        ),
-        Part(
-            f"{p.name}: splitting opens a way down", _above(down, 0.5, n >= LEAST_MINIMA),
-            "share of bad minima where a split leads lower", down.value, down.low, down.high, n, _few(n, LEAST_MINIMA),
-        ),
+            f"{p.name}: bad minima, width {p.r}", "undetermined", "share of runs that end at one, certified", share.value,
+            share.low, share.high, p.ends[1], "reported: Protocol A splits these", evidence=False,
+        )
     ]  # fmt: skip
-    if p.zero:
-        parts.append(
-            Part(
-                f"{p.name}: splitting leads to zero loss", "undetermined", "share of bad minima", zero.value, zero.low,
-                zero.high, n, "reported: escaping is not reaching a global minimum", evidence=False,
-            )
-        )  # fmt: skip
-    for kind in ("wide", "narrow"):
-        gain = _against_kicks(p.splits, kind)
-        if gain is not None:
-            verdict = _above(gain, 0.0, n >= LEAST_MINIMA)
-            parts.append(
-                Part(
-                    f"{p.name}: ways out against kicks, {kind}", verdict,
-                    "log10 loss of kicks less that of ways out, median, mean over minima", gain.value, gain.low,
-                    gain.high, n, _few(n, LEAST_MINIMA),
-                )
-            )  # fmt: skip
-    return parts
-
-
-def _against_kicks(splits: Sequence[Splits], kind: str) -> Estimate | None:
-    """How many decades lower the ways out end than random kicks of the same length, bad minimum by bad minimum."""
-    ways, kicks = [], []
-    for s in splits:
-        there = np.isfinite(s.reached)
-        other = np.asarray(getattr(s, kind))
-        other = other[there] if kind == "wide" and other.ndim == 2 else other
-        if there.any() and np.isfinite(other).any():
-            ways.append(float(np.median(_decades(s.reached[there]))))
-            kicks.append(float(np.median(_decades(other[np.isfinite(other)]))))
-    if len(ways) < 2:
-        return None
-    return paired_bootstrap(np.array(ways), np.array(kicks), np.random.default_rng(0))
-
-
-def _decades(loss: np.ndarray) -> np.ndarray:
-    """log10, with everything that counts as zero at `SUCCESS`."""
-    decades: np.ndarray = np.log10(np.maximum(loss, SUCCESS))
-    return decades
 
 
 def _width(p: Population) -> list[Part]:
@@ -199,7 +130,7 @@ def _width(p: Population) -> list[Part]:
     parts = [
         Part(
             f"{p.name}: success grows with width", verdict, f"share won at {widths[-1]} less at {widths[0]}",
-            gain.value, gain.low, gain.high, sum(seeds.values()), f"p = {p_value:.1e}{_few(fewest, LEAST_SEEDS, '; ')}",
+            gain.value, gain.low, gain.high, sum(seeds.values()), f"p = {p_value:.1e}{few(fewest, LEAST_SEEDS, '; ')}",
         )
     ]  # fmt: skip
     nulls: tuple[tuple[Null, str], ...] = (("disjoint", "disjoint tickets"), ("all", "independent sub-tickets"))
@@ -237,7 +168,7 @@ def _pairs(p: Population) -> list[Part]:
             Part(
                 f"{p.name}: width {pair.width} against its own tickets", verdict,
                 "share of the wide network among starts where one alone wins", share.value, share.low, share.high, n,
-                note + _few(n, LEAST_SEEDS, "; "),
+                note + few(n, LEAST_SEEDS, "; "),
             )
         )  # fmt: skip
     return parts
@@ -259,7 +190,7 @@ def _kept(p: Population) -> list[Part]:
                 Part(
                     f"{p.name}: kept ticket {words}, width {kept.width}", verdict,
                     f"share of {kept.redraws} redraws of the rest, mean over tickets", mean.value, mean.low, mean.high,
-                    n, f"the lottery reading predicts 1{_few(n, LEAST_TICKETS, '; ')}",
+                    n, f"the lottery reading predicts 1{few(n, LEAST_TICKETS, '; ')}",
                 )
             )  # fmt: skip
     return parts
@@ -272,21 +203,6 @@ def _mean_share(shares: np.ndarray) -> Estimate:
     resampled = paired_bootstrap(np.zeros(n), shares, np.random.default_rng(0))
     low, high = (wilson(k, n) for k in (math.floor(shares.sum()), math.ceil(shares.sum())))
     return Estimate(resampled.value, min(resampled.low, low.low), max(resampled.high, high.high), n)
-
-
-def _equal(equal: int, total: int) -> str:
-    return "supported" if equal == total else "contradicted"
-
-
-def _above(estimate: Estimate, bar: float, enough: bool) -> str:
-    """Whether an interval lies above or below a bar that was set before."""
-    if not enough:
-        return "undetermined"
-    return "supported" if estimate.low > bar else "contradicted" if estimate.high < bar else "undetermined"
-
-
-def _few(n: int, least: int, joint: str = "") -> str:
-    return f"{joint}only {n} of the {least} that are needed" if n < least else ""
 
 
 def draw(evidence: Evidence) -> list[Curve]:

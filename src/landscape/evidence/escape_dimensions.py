@@ -2,26 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 
-from landscape.analyses.widen import run_widen
 from landscape.claim import Excluded
-from landscape.claims.escape_dimensions import SUCCESS, Evidence, Kept, Pairs, Population, Splits
+from landscape.claims.escape_dimensions import Evidence, Kept, Pairs, Population
 from landscape.data.teacher import teacher_weights
-from landscape.evidence.runs import SweptRun, usable
+from landscape.escape_splits import SUCCESS, Splits
+from landscape.evidence.runs import Means, SweptRun, usable
 from landscape.models import build_model
-from landscape.pieces import Pieces
 from landscape.problem import Problem
+from landscape.protocols.first_order import FirstOrder
+from landscape.protocols.splits import Opened, split_minima
 from landscape.protocols.tickets import redraw_others, train_alone
 from landscape.structure import hidden_layers
-from landscape.widen_settings import WidenSettings
 
-Progress = Callable[[str, int, int], None]
+# Minima whose splits go through one stack: what is lost when the command is killed.
+TOGETHER = 10
+# Parameters of a narrow network from which on fewer minima are split: the time of a descent grows with their square.
+LARGE = 60
 
 
 @dataclass(frozen=True)
@@ -31,6 +34,8 @@ class Scale:
     Attributes:
         minima: bad minima whose neurons are split. kicks: controls of each split. starts: of each width whose tickets
             are trained alone; tickets: of each start, at most. kept: winning tickets, each with so many redraws.
+        first_order: widths whose tickets are trained alone where that takes a first-order optimiser.
+        large: minima that are split where networks have more than `LARGE` parameters.
         steps: iterations of every training, at most.
     """
 
@@ -40,87 +45,159 @@ class Scale:
     tickets: int
     kept: int
     redraws: int
+    first_order: int
+    large: int
     steps: int = 1000
 
 
-SCALES = {"small": Scale(10, 2, 20, 15, 10, 20), "full": Scale(60, 3, 500, 500, 20, 50)}
+SCALES = {
+    "small": Scale(10, 1, 30, 15, 10, 20, 1, 0),
+    "medium": Scale(20, 1, 60, 50, 20, 50, 2, 8),
+    "full": Scale(60, 3, 500, 500, 20, 50, 9, 30),
+}
+UNITS = ("splits", "tickets")
 
 
-def gather(groups: dict[str, list[SweptRun]], scale: Scale, seed: int, tell: Progress, pieces: Pieces) -> Evidence:
+def units(groups: Mapping[str, Sequence[SweptRun]]) -> list[tuple[str, str]]:
+    """What can be done apart: (population, experiment), the longest ones first."""
+    return [(name, what) for what in UNITS for name in groups]
+
+
+def work(groups: Mapping[str, Sequence[SweptRun]], unit: tuple[str, str], means: Means) -> None:
+    """One of the `units`; what it finds is put aside."""
+    name, what = unit
+    runs, _ = usable(groups.get(name, ()))
+    if runs:
+        (_splits if what == "splits" else _tickets)(name, runs, means)
+
+
+def gather(groups: Mapping[str, Sequence[SweptRun]], means: Means) -> Evidence:
     """All protocols on all populations; every finished part is put aside under its own name."""
     found, excluded = [], list[Excluded]()
     for name, runs in groups.items():
         kept, left = usable(runs)
         excluded += left
         if kept:
-            found.append(_population(name, kept, scale, seed, tell, pieces))
+            found.append(_population(name, kept, means))
     return Evidence(found, tuple(excluded))
 
 
-def _population(name: str, runs: list[SweptRun], scale: Scale, seed: int, tell: Progress, pieces: Pieces) -> Population:
-    widths = sorted({r.width for r in runs})
+def _population(name: str, runs: list[SweptRun], means: Means) -> Population:
+    widths = _widths(runs)
     losses = {w: np.array([r.loss for r in runs if r.width == w]) for w in widths}
-    zero = bool(any((v < SUCCESS).any() for v in losses.values()))
-    r = widths[0]
-    splits = _splits(name, [x for x in runs if x.width == r], scale, tell, pieces)
-    pairs: list[Pairs] = []
-    kept: list[Kept] = []
-    if zero:
-        for width in widths[1:]:
-            starts = [x for x in runs if x.width == width and x.start is not None][: scale.starts]
-            if starts:
-                pairs.append(_pairs(f"{name}, pairs, {width}", starts, r, scale, seed, tell, pieces))
-        wide = widths[len(widths) // 2] if len(widths) > 2 else widths[-1]
-        starts = [x for x in runs if x.width == wide and x.start is not None][: scale.starts]
-        if starts and wide > r:
-            made = _kept(f"{name}, kept, {wide}", starts, r, scale, seed, tell, pieces)
-            kept = [] if made is None else [made]
-    return Population(name, r, losses, splits, pairs, kept, zero)
+    pairs, kept = _tickets(name, runs, means)
+    narrow = sum(r.width == widths[0] for r in runs)
+    ends = (len(_bad_minima(runs)), narrow)
+    return Population(name, widths[0], losses, _splits(name, runs, means), pairs, kept, _reaches_zero(runs), ends)
 
 
-def _splits(name: str, narrow: Sequence[SweptRun], scale: Scale, tell: Progress, pieces: Pieces) -> list[Splits]:
-    """Protocol A on certified minima of positive loss."""
-    bad = [x for x in narrow if x.certificate and x.certificate.verdict == "minimum" and x.loss > SUCCESS]
+def _widths(runs: Sequence[SweptRun]) -> list[int]:
+    return sorted({r.width for r in runs})
+
+
+def _reaches_zero(runs: Sequence[SweptRun]) -> bool:
+    return any(r.loss < SUCCESS for r in runs)
+
+
+# ---- A ---------------------------------------------------------------------------------------------------------------
+
+
+def _splits(name: str, runs: Sequence[SweptRun], means: Means) -> list[Splits]:
+    """Protocol A on certified minima of positive loss of the narrowest networks."""
+    bad = _bad_minima(runs)
+    large = any(x.certificate is not None and x.certificate.parameters > LARGE for x in bad[:1])
+    bad = bad[: means.scale.large if large else means.scale.minima]
     found = []
-    for number, run in enumerate(bad[: scale.minima]):
-        tell(f"{name}: splits", number, min(len(bad), scale.minima))
-        label = f"{name}, splits, {run.name}"
-        aside = pieces.get(label)
+    for begin in range(0, len(bad), TOGETHER):
+        some = bad[begin : begin + TOGETHER]
+        label = f"{name}, splits, {begin} to {begin + len(some)}"
+        aside = means.pieces.get(label)
         if aside is None:
-            aside = _split(run, scale)
-            pieces.put(label, aside)
-        found.append(Splits(run.name, run.loss, **{k: v.numpy() for k, v in aside.items()}))
+            aside = _split(name, some, means)
+            means.pieces.put(label, aside)
+        arrays = {k: v.numpy() for k, v in aside.items()}
+        for number, run in enumerate(some):
+            mine = arrays["minimum"] == number
+            found.append(Splits(run.name, run.loss, **{k: v[mine] for k, v in arrays.items() if k != "minimum"}))
     return found
 
 
-def _split(run: SweptRun, scale: Scale) -> dict[str, torch.Tensor]:
-    problem = run.problem()
-    layer = hidden_layers(problem.model)[0].layer
-    settings = WidenSettings(layer, follow=True, controls=scale.kicks, steps=scale.steps)
-    made = run_widen(problem, settings)
-    assert made.escape_loss is not None
-    assert made.control_loss is not None
-    assert made.narrow_control_loss is not None
-    arrays = {
-        "foretold": made.predicted_negative,
-        "found": made.measured_negative,
-        "reached": made.escape_loss,
-        "wide": made.control_loss,
-        "narrow": made.narrow_control_loss,
-    }
-    return {name: torch.as_tensor(np.ascontiguousarray(array)) for name, array in arrays.items()}
+def _bad_minima(runs: Sequence[SweptRun]) -> list[SweptRun]:
+    """Certified minima of positive loss at the smallest width."""
+    width = _widths(runs)[0]
+    minima = [x for x in runs if x.width == width and x.certificate and x.certificate.verdict == "minimum"]
+    return [x for x in minima if x.loss > SUCCESS]
 
 
-def _pairs(
-    label: str, starts: Sequence[SweptRun], r: int, scale: Scale, seed: int, tell: Progress, pieces: Pieces
-) -> Pairs:
+def _split(name: str, some: Sequence[SweptRun], means: Means) -> dict[str, torch.Tensor]:
+    problems = [x.problem() for x in some]
+    layer = hidden_layers(problems[0].model)[0].layer
+    made = split_minima(
+        problems,
+        layer,
+        means.scale.kicks,
+        means.scale.steps,
+        means.seed,
+        lambda stage, d, t: means.tell(f"{name}: {stage}", d, t),
+        means.device,
+    )
+    return {k: torch.as_tensor(np.ascontiguousarray(getattr(made, k))) for k in Opened.__dataclass_fields__}
+
+
+# ---- B and C ---------------------------------------------------------------------------------------------------------
+
+
+def _tickets(name: str, runs: Sequence[SweptRun], means: Means) -> tuple[list[Pairs], list[Kept]]:
+    """Protocol B, paired, of every width; Protocol C of one in the middle."""
+    if not _reaches_zero(runs):
+        return [], []
+    widths = _widths(runs)
+    first = first_order_of(runs[0])
+    wider = [w for w in widths[1:] if any(x.width == w and x.start is not None for x in runs)]
+    if first is not None:
+        wider = wider[: means.scale.first_order] if isinstance(first, FirstOrder) else []
+    pairs, kept = list[Pairs](), list[Kept]()
+    middle = widths[len(widths) // 2] if len(widths) > 2 else widths[-1]
+    for width in wider:
+        starts = [x for x in runs if x.width == width and x.start is not None][: means.scale.starts]
+        pairs.append(_pairs(f"{name}, pairs, {width}", starts, widths[0], means))
+        if width == min(middle, wider[-1]):
+            made = _kept(f"{name}, kept, {width}", starts, widths[0], means)
+            kept = kept if made is None else [made]
+    return pairs, kept
+
+
+def first_order_of(run: SweptRun) -> FirstOrder | str | None:
+    """How the run was trained if that was of first order; in words, why its tickets cannot be; None: neither."""
+    how: Any = run.header.get("training", {})
+    if how.get("optimiser") not in ("adam", "sgd"):
+        return None
+    samples = len(run.problem().data[1])  # type: ignore[index]
+    if int(how["batch_size"]) < samples:
+        return "tickets alone need full batches: a start's minibatches are its own"
+    return FirstOrder(
+        how["optimiser"],
+        float(how["learning_rate"]),
+        int(how["steps"]),
+        float(how.get("momentum", 0.0)),
+        float(run.header.get("weight_decay", 0.0)),
+        how.get("schedule") == "cosine",
+    )
+
+
+def _trained_like(run: SweptRun) -> FirstOrder | None:
+    found = first_order_of(run)
+    return found if isinstance(found, FirstOrder) else None
+
+
+def _pairs(label: str, starts: Sequence[SweptRun], r: int, means: Means) -> Pairs:
     """Protocol B, paired: every start's tickets alone."""
-    width = starts[0].width
-    aside = pieces.get(label)
+    width, scale = starts[0].width, means.scale
+    aside = means.pieces.get(label)
     if aside is None:
         problems = [_start(x) for x in starts]
         layer = hidden_layers(problems[0].model)[0].layer
-        rng = np.random.default_rng([seed, width])
+        rng = np.random.default_rng([means.seed, width])
         alone = train_alone(
             problems,
             layer,
@@ -128,7 +205,9 @@ def _pairs(
             scale.tickets,
             scale.steps,
             rng,
-            lambda stage, d, t: tell(f"{label}: tickets alone", d, t),
+            lambda stage, d, t: means.tell(f"{label}: tickets alone", d, t),
+            first=_trained_like(starts[0]),
+            device=means.device,
         )
         winners = np.bincount(alone.start, alone.loss < SUCCESS, minlength=len(starts)).astype(int)
         tried = len(alone.loss) // len(starts)
@@ -139,7 +218,7 @@ def _pairs(
             "total": alone.total,
             "first": torch.as_tensor(np.array(first)),
         }
-        pieces.put(label, aside)
+        means.pieces.put(label, aside)
     wide = np.array([x.loss < SUCCESS for x in starts])
     return Pairs(width, wide, aside["winners"].numpy(), int(aside["tried"]), int(aside["total"]))
 
@@ -150,21 +229,21 @@ def _first_winner(start: np.ndarray, neurons: np.ndarray, loss: np.ndarray, i: i
     return neurons[won[0]] if len(won) else np.full(neurons.shape[1], -1)
 
 
-def _kept(
-    label: str, starts: Sequence[SweptRun], r: int, scale: Scale, seed: int, tell: Progress, pieces: Pieces
-) -> Kept | None:
+def _kept(label: str, starts: Sequence[SweptRun], r: int, means: Means) -> Kept | None:
     """Protocol C: the first winning ticket of some starts, with the rest drawn anew."""
-    first = pieces.get(label.replace(", kept,", ", pairs,"))
+    scale = means.scale
+    first = means.pieces.get(label.replace(", kept,", ", pairs,"))
     tickets = [] if first is None else first["first"].tolist()
     chosen = [(x, t) for x, t in zip(starts, tickets, strict=False) if t[0] >= 0][: scale.kept]
     if len(chosen) < 2:
         return None
-    aside = pieces.get(label)
+    aside = means.pieces.get(label)
     if aside is None:
         problems = [_start(x) for x, _ in chosen]
         layer = hidden_layers(problems[0].model)[0].layer
         fresh = [
-            [_fresh(x, seed + 10_000 + 1000 * i + k) for k in range(scale.redraws)] for i, (x, _) in enumerate(chosen)
+            [_fresh(x, means.seed + 10_000 + 1000 * i + k) for k in range(scale.redraws)]
+            for i, (x, _) in enumerate(chosen)
         ]
         made = redraw_others(
             problems,
@@ -173,10 +252,12 @@ def _kept(
             [t for _, t in chosen],
             scale.steps,
             teacher_of(chosen[0][0]),
-            lambda stage, d, t: tell(f"{label}: redraws", d, t),
+            lambda stage, d, t: means.tell(f"{label}: redraws", d, t),
+            first=_trained_like(starts[0]),
+            device=means.device,
         )
         aside = {name: torch.as_tensor(getattr(made, name)) for name in ("ticket", "loss", "matched")}
-        pieces.put(label, aside)
+        means.pieces.put(label, aside)
     ticket, loss, matched = (aside[name].numpy() for name in ("ticket", "loss", "matched"))
     success = np.array([(loss[ticket == i] < SUCCESS).mean() for i in range(len(chosen))])
     solved = np.array([(matched[ticket == i] == r).mean() for i in range(len(chosen))])

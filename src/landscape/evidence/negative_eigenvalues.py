@@ -3,7 +3,7 @@ at interpolation on the runs of a sweep."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -15,9 +15,8 @@ from landscape.claims.negative_eigenvalues import AtWidth, Evidence, Heights, Sw
 from landscape.data import load_data
 from landscape.ensemble import Stack
 from landscape.errors import ProblemError
-from landscape.evidence.runs import SweptRun, usable
+from landscape.evidence.runs import Means, SweptRun, usable
 from landscape.models import build_model
-from landscape.pieces import Pieces
 from landscape.problem import Problem
 from landscape.protocols.critical_points import critical_points, starts
 from landscape.protocols.interpolation import interpolation
@@ -25,7 +24,6 @@ from landscape.protocols.sign_ensembles import sign_ensemble
 from landscape.sign_coins import Signs
 from landscape.stacking import build_stack
 
-Progress = Callable[[str, int, int], None]
 # Hidden neurons of the networks of 2a (two inputs) and 2b (six inputs), both with one output.
 HIDDEN = (1, 2, 3, 4)
 # Numbers of all Hessians of single outputs of one network; more take too long to be had here.
@@ -42,18 +40,35 @@ class Scale:
     networks: int
 
 
-SCALES = {"small": Scale(30, 150, 10), "full": Scale(60, 500, 60)}
+SCALES = {"small": Scale(30, 150, 10), "medium": Scale(60, 500, 60), "full": Scale(120, 2000, 500)}
 
 
-def gather(groups: dict[str, list[SweptRun]], scale: Scale, seed: int, tell: Progress, pieces: Pieces) -> Evidence:
+def units(groups: Mapping[str, Sequence[SweptRun]]) -> list[tuple[str, str]]:
+    """What can be done apart: (population or number of hidden neurons, experiment), the longest ones first."""
+    searched = [(str(r), what) for what in ("2a", "2b") for r in reversed(HIDDEN)]
+    return [*searched, *((name, "2c") for name in groups)]
+
+
+def work(groups: Mapping[str, Sequence[SweptRun]], unit: tuple[str, str], means: Means) -> None:
+    """One of the `units`; what it finds is put aside."""
+    name, what = unit
+    if what == "2c":
+        kept, _ = usable(groups.get(name, ()))
+        if kept:
+            _sweep(name, kept, means)
+    else:
+        (_heights if what == "2a" else _signs)(int(name), means)
+
+
+def gather(groups: Mapping[str, Sequence[SweptRun]], means: Means) -> Evidence:
     """All parts; every finished one is put aside under its own name."""
-    heights = [_heights(r, scale, seed, tell, pieces) for r in HIDDEN]
-    signs = [_signs(r, scale, seed, tell, pieces) for r in HIDDEN]
+    heights = [_heights(r, means) for r in HIDDEN]
+    signs = [_signs(r, means) for r in HIDDEN]
     sweeps, excluded = [], list[Excluded]()
     for name, runs in groups.items():
         kept, left = usable(runs)
         excluded += left
-        made = _sweep(name, kept, scale, tell, pieces)
+        made = _sweep(name, kept, means) if kept else "no run is usable"
         if isinstance(made, Sweep):
             sweeps.append(made)
         else:
@@ -61,54 +76,54 @@ def gather(groups: dict[str, list[SweptRun]], scale: Scale, seed: int, tell: Pro
     return Evidence(heights, signs, sweeps, tuple(excluded))
 
 
-def tanh_stack(inputs: int, hidden: int, members: int, seed: int) -> tuple[Stack, torch.Tensor]:
+def tanh_stack(inputs: int, hidden: int, members: int, seed: int, device: str = "cpu") -> tuple[Stack, torch.Tensor]:
     """Networks inputs–hidden–1 with other initial weights each, on the data of a random tanh teacher of their size."""
     settings = {"target": "random", "activation": "tanh", "neurons": hidden, "features": inputs, "scale": 2.0}
     data = load_data("teacher", {**settings, "inputs": "gaussian", "samples": 200}).train
     model = {"inputs": inputs, "outputs": 1, "width": hidden, "activation": "tanh"}
     problems = [Problem(build_model("mlp", model, seed + k).double(), data, "mse") for k in range(members)]
-    return build_stack(problems)
+    return build_stack(problems, device=device)
 
 
-def _heights(hidden: int, scale: Scale, seed: int, tell: Progress, pieces: Pieces) -> Heights:
+def _heights(hidden: int, means: Means) -> Heights:
     """2a: searches from every scale of initial weights and along descents."""
     name = f"tanh 2-{hidden}-1"
-    tell(f"2a, {name}", hidden - 1, len(HIDDEN))
-    label = f"2a, {name}, {scale.searches}"
-    aside: dict[str, Any] | None = pieces.get(label)
+    means.tell(f"2a, {name}", hidden - 1, len(HIDDEN))
+    label = f"2a, {name}, {means.scale.searches}"
+    aside: dict[str, Any] | None = means.pieces.get(label)
     if aside is None:
-        stack, theta = tanh_stack(2, hidden, scale.searches, seed)
+        stack, theta = tanh_stack(2, hidden, means.scale.searches, means.seed, means.device)
         found = critical_points(stack, starts(stack, theta))
         arrays = {k: torch.as_tensor(getattr(found, k)) for k in ("loss", "index", "true", "distinct")}
         aside = {**arrays, "verdict": list(found.verdict), "reason": list(found.reason)}
-        pieces.put(label, aside)
+        means.pieces.put(label, aside)
     loss, index, true, distinct = (aside[k].numpy() for k in ("loss", "index", "true", "distinct"))
     return Heights(name, loss, index, true, distinct, aside["verdict"], aside["reason"])
 
 
-def _signs(hidden: int, scale: Scale, seed: int, tell: Progress, pieces: Pieces) -> Signs:
+def _signs(hidden: int, means: Means) -> Signs:
     """2b: spectra at the start, one size of the family."""
-    tell(f"2b, tanh 6-{hidden}-1", hidden - 1, len(HIDDEN))
-    label = f"2b, {hidden}, {scale.seeds}"
-    aside = pieces.get(label)
+    means.tell(f"2b, tanh 6-{hidden}-1", hidden - 1, len(HIDDEN))
+    label = f"2b, {hidden}, {means.scale.seeds}"
+    aside = means.pieces.get(label)
     if aside is None:
-        made = sign_ensemble(*tanh_stack(6, hidden, scale.seeds, seed))
+        made = sign_ensemble(*tanh_stack(6, hidden, means.scale.seeds, means.seed, means.device))
         aside = {"eigenvalues": torch.as_tensor(made.eigenvalues), "tau": made.tau}
-        pieces.put(label, aside)
+        means.pieces.put(label, aside)
     return Signs("tanh 6-r-1", "start", aside["eigenvalues"].numpy(), float(aside["tau"]))
 
 
-def _sweep(name: str, runs: list[SweptRun], scale: Scale, tell: Progress, pieces: Pieces) -> Sweep | str:
+def _sweep(name: str, runs: list[SweptRun], means: Means) -> Sweep | str:
     """2c: one population; or why it is left out."""
     widths = sorted({r.width for r in runs})
     made = []
     for number, width in enumerate(widths):
-        tell(f"2c, {name}", number, len(widths))
+        means.tell(f"2c, {name}", number, len(widths))
         label = f"2c, {name}, {width}"
-        aside = pieces.get(label)
+        aside = means.pieces.get(label)
         if aside is None:
-            problems = [r.problem() for r in runs if r.width == width][: scale.networks]
-            stack, theta = build_stack(problems)
+            problems = [r.problem() for r in runs if r.width == width][: means.scale.networks]
+            stack, theta = build_stack(problems, device=means.device)
             numbers = stack.count * stack.outputs * stack.parameters**2
             if numbers > MOST_NUMBERS:
                 return f"2c needs the Hessians of all single outputs: {numbers:.0e} numbers at width {width}"
@@ -118,7 +133,7 @@ def _sweep(name: str, runs: list[SweptRun], scale: Scale, tell: Progress, pieces
                 return error.message
             names = [f.name for f in fields(AtWidth) if f.name != "width"]
             aside = {n: torch.as_tensor(np.asarray(getattr(found, n))) for n in names}
-            pieces.put(label, aside)
+            means.pieces.put(label, aside)
         values = {n: v.numpy() if v.dim() else v.item() for n, v in aside.items()}
         made.append(AtWidth(width=width, **values))
     return Sweep(name, made)

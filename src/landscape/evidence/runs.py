@@ -10,8 +10,11 @@ from typing import Any
 from landscape.certificate import Certificate
 from landscape.claim import Excluded
 from landscape.errors import UsageError
+from landscape.pieces import Pieces
 from landscape.problem import Problem
 
+# Called as (stage, done, total).
+Progress = Callable[[str, int, int], None]
 # What may differ between the runs of one population, in a model's settings.
 VARIED = ("width", "widths")
 
@@ -43,6 +46,22 @@ class SweptRun:
     @property
     def seed(self) -> int:
         return int(self.coordinates.get("seed", 0))
+
+
+@dataclass(frozen=True)
+class Means:
+    """With what evidence is gathered.
+
+    Attributes:
+        scale: how much is done, of the claim's own class. seed: of every draw. device: of the experiments.
+        tell: called as (stage, done, total). pieces: where finished experiments are put aside.
+    """
+
+    scale: Any
+    seed: int
+    device: str
+    tell: Progress
+    pieces: Pieces
 
 
 def populations(runs: Sequence[SweptRun]) -> dict[str, list[SweptRun]]:

@@ -16,6 +16,7 @@ import torch
 
 from landscape.descending import Progress, Way, descend_stack
 from landscape.problem import Problem
+from landscape.protocols.first_order import FirstOrder, first_order
 from landscape.stacking import build_stack
 from landscape.structure import Hidden
 from landscape.widening import find_hidden, narrowed, width_of, with_neurons
@@ -72,11 +73,15 @@ def train_alone(
     steps: int,
     rng: np.random.Generator,
     progress: Progress | None = None,
+    *,
+    first: FirstOrder | None = None,
+    device: torch.device | str = "cpu",
 ) -> Alone:
     """Train up to `most` tickets of every start alone, down to certified points' accuracy.
 
     Args:
         starts: networks at their initial values. layer: whose neurons are meant. size: r. steps: iterations, at most.
+        first: first-order training that comes before, as the wide networks had it.
     """
     hidden = find_hidden(starts[0].model, layer)
     width = width_of(starts[0].model, layer)
@@ -89,7 +94,7 @@ def train_alone(
         Problem(narrowed(starts[i].model, hidden, n.tolist()), starts[i].data, starts[i].loss, starts[i].weight_decay)
         for i, n in zip(owners, chosen, strict=True)
     )
-    losses, _ = _trained(list(problems), steps, progress)
+    losses, _ = _trained(list(problems), Trainer(steps, first, device), progress)
     return Alone(np.array(owners), np.array(chosen), losses, math.comb(width, size))
 
 
@@ -101,11 +106,15 @@ def redraw_others(
     steps: int,
     teacher: np.ndarray | None = None,
     progress: Progress | None = None,
+    *,
+    first: FirstOrder | None = None,
+    device: torch.device | str = "cpu",
 ) -> Redrawn:
     """Train each start with its ticket kept and all other neurons taken from each of its `fresh` networks.
 
     Args:
         teacher: input weights [neurons, features] of the teacher, to say whether the ticket's neurons found it.
+        first: first-order training that comes before, as the wide networks had it.
     """
     hidden = find_hidden(starts[0].model, layer)
     owners = [i for i, others in enumerate(fresh) for _ in others]
@@ -114,7 +123,7 @@ def redraw_others(
         for s, others, t in zip(starts, fresh, tickets, strict=True)
         for f in others
     ]
-    losses, networks = _trained(problems, steps, progress)
+    losses, networks = _trained(problems, Trainer(steps, first, device), progress)
     matched = np.full(len(losses), -1)
     if teacher is not None:
         matched = np.array([
@@ -131,18 +140,28 @@ def matches(rows: torch.Tensor, hidden: Hidden, neurons: Sequence[int], teacher:
     return int((np.abs(own @ other.T).max(1) > 0.999).sum())
 
 
-def _trained(problems: list[Problem], steps: int, progress: Progress | None) -> tuple[np.ndarray, list[torch.Tensor]]:
+@dataclass(frozen=True)
+class Trainer:
+    """How networks are trained: `first`, if at all, then at most `steps` iterations down to a certified point."""
+
+    steps: int
+    first: FirstOrder | None
+    device: torch.device | str
+
+
+def _trained(problems: list[Problem], how: Trainer, progress: Progress | None) -> tuple[np.ndarray, list[torch.Tensor]]:
     """Losses reached [T], and the first weight tensor of each network there (input weights of its first layer)."""
     losses, rows = [], []
-    for first in range(0, len(problems), MOST):
-        stack, theta = build_stack(problems[first : first + MOST])
-        done = first
+    for begin in range(0, len(problems), MOST):
+        stack, theta = build_stack(problems[begin : begin + MOST], device=how.device)
 
-        def tell(stage: str, members: int, total: int, done: int = done) -> None:
+        def tell(stage: str, members: int, total: int, done: int = begin) -> None:
             if progress is not None:
                 progress(stage, done + members, len(problems))
 
-        ended, _ = descend_stack(stack, theta, Way("minimum", steps, keep_points=False), tell)
+        if how.first is not None:
+            theta = first_order(stack, theta, how.first, lambda stage, d, t: tell(f"{stage} {d} of {t}", 0, t))
+        ended, _ = descend_stack(stack, theta, Way("minimum", how.steps, keep_points=False), tell)
         losses.append(ended.value.cpu().numpy())
         rows += list(stack.layout.unflatten(ended.theta)[0].cpu())
     return np.concatenate(losses), rows

@@ -1,0 +1,273 @@
+"""How `landscape check` decides a claim: experiments here or in workers, what they found put aside, one result."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from importlib import import_module
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import typer
+
+from landscape.cli.jobs import Source
+from landscape.cli.terminal import print_note
+from landscape.errors import StorageError, UsageError
+
+if TYPE_CHECKING:
+    from landscape.claim import Claim
+    from landscape.evidence.runs import SweptRun
+    from landscape.executors import Task
+    from landscape.pieces import KeptPieces
+    from landscape.result_checks import Checked
+    from landscape.results import Provenance
+
+    Report = Callable[[str, int, int], None]
+    Groups = Mapping[str, Sequence[SweptRun]]
+
+# A worker says how far it is in lines that begin so, and not more often.
+SAYS, TELL_SECONDS = "@experiment ", 1.0
+
+
+@dataclass(frozen=True)
+class Request:
+    """One command line; workers: processes that share the experiments, 0: as many as there are cores."""
+
+    claim: str
+    scale: str
+    seed: int
+    source: Source
+    out: Path
+    device: str
+    workers: int
+    force: bool
+    quiet: bool
+
+    @property
+    def place(self) -> Path:
+        """Of the result."""
+        return self.out / f"{self.claim}.check.h5"
+
+    @property
+    def evidence(self) -> Any:
+        """The module that gathers the claim's evidence."""
+        return import_module(f"landscape.evidence.{self.claim.replace('-', '_')}")
+
+    @property
+    def decided(self) -> Claim:
+        """The claim itself."""
+        claim: Claim = import_module(f"landscape.claims.{self.claim.replace('-', '_')}").CLAIM
+        return claim
+
+
+def decide(request: Request, folders: list[str]) -> tuple[Checked, Provenance, Path]:
+    """The stored decision if it is of the same runs, else a new one."""
+    from landscape.atomic import locked
+    from landscape.cli.check_runs import read_runs
+    from landscape.cli.progress import stage_progress
+    from landscape.identity import identity
+    from landscape.piece_files import discard, kept_pieces
+    from landscape.result_checks import Checked
+    from landscape.store import read_result, restore, stored_identity, write_result
+
+    place = request.place
+    with stage_progress(request.claim, request.quiet) as report:
+        report("reading runs", 0, 1)
+        runs, hashes = read_runs(folders, request.source)
+        parts = {"files": hashes, "claim": request.claim, "scale": request.scale, "seed": request.seed}
+        key = identity({**parts, "problem": request.source.problem, "sets": dict(request.source.sets)})
+        with locked(place):
+            stored = None if request.force else stored_identity(place, "check")
+            if stored == (key, "complete"):
+                found = read_result(place, "check")
+                print_note(f"{request.claim}: done already, {place} is kept", request.quiet)
+                return restore(found, Checked), found.provenance, place
+            if stored is not None and stored[0] != key:
+                raise StorageError(
+                    f"{place} holds the decision on other runs, or at another scale or seed",
+                    "name another folder with --out, or overwrite it with --force",
+                )
+            pieces = kept_pieces(_aside(place), key)
+            made = _computed(request, folders, runs, report, pieces, key)
+            settings = {"claim": request.claim, "scale": request.scale, "seed": request.seed, "runs": folders}
+            settings["budget"] = asdict(request.evidence.SCALES[request.scale])
+            provenance = _provenance(key, settings, identity({"files": hashes}), made)
+            write_result(place, made, provenance, force=request.force)
+            for path in [_aside(place), *_parts(place)]:
+                discard(path)
+    return made, provenance, place
+
+
+def _computed(
+    request: Request, folders: list[str], runs: list[SweptRun], report: Report, pieces: KeptPieces, key: str
+) -> Checked:
+    import torch
+
+    from landscape.arithmetic import resolve_device
+    from landscape.evidence.runs import Means, populations
+    from landscape.result_checks import Read, checked
+    from landscape.results import Spent
+    from landscape.sweep_text import as_sweep
+
+    start = time.perf_counter()
+    device = str(resolve_device(request.device))
+    groups = populations(runs)
+    units = request.evidence.units(groups)
+    workers = min(len(units), request.workers or (torch.get_num_threads() if device == "cpu" else 1))
+    if workers > 1:
+        _in_workers(request, _folders_of(folders, groups), units, workers, pieces, key, report)
+    means = Means(request.evidence.SCALES[request.scale], request.seed, device, report, pieces)
+    evidence = request.evidence.gather(groups, means)
+    claim = request.decided
+    decision = claim.decide(evidence)
+    spent = Spent(0, time.perf_counter() - start, "float64", device, {"notes": ()})
+    read = [Read(name, len(members), as_sweep(members)) for name, members in groups.items()]
+    return checked(claim, decision, claim.draw(evidence), read, spent)
+
+
+def _provenance(key: str, settings: dict[str, Any], files: str, made: Checked) -> Provenance:
+    from landscape.identity import versions
+    from landscape.results import Provenance
+
+    assert made.spent is not None
+    return Provenance(
+        command="check",
+        identity=key,
+        status="complete",
+        settings=settings,
+        checkpoint=", ".join(settings["runs"]),
+        sha256=files,
+        header={},
+        coordinates={},
+        data_fingerprint="",
+        versions=versions(),
+        device=made.spent.device,
+        dtype="float64",
+        seed=settings["seed"],
+        products=0,
+        seconds=made.spent.seconds,
+    )
+
+
+# ---- workers ---------------------------------------------------------------------------------------------------------
+
+
+def _aside(place: Path) -> Path:
+    return place.with_name(f".{place.name}.pieces")
+
+
+def _part(place: Path, number: int) -> Path:
+    return place.with_name(f".{place.name}.pieces-{number}")
+
+
+def _parts(place: Path) -> list[Path]:
+    return sorted(place.parent.glob(f".{place.name}.pieces-*"))
+
+
+def _folders_of(folders: list[str], groups: Groups) -> dict[str, list[str]]:
+    """Of every population, those of the named paths under which it lies: a worker need not read the others."""
+    from landscape.cli.targets import expand
+
+    below = {folder: {str(p) for p in expand([folder])} for folder in folders}
+    return {
+        name: [f for f, files in below.items() if any(run.name in files for run in runs)] or folders
+        for name, runs in groups.items()
+    }
+
+
+def _in_workers(
+    request: Request,
+    folders: Mapping[str, list[str]],
+    units: Sequence[tuple[str, str]],
+    workers: int,
+    pieces: KeptPieces,
+    key: str,
+    report: Report,
+) -> None:
+    """Every experiment in a process of its own, some at a time; what they put aside is collected.
+
+    One that fails is done again by the caller, which then says why.
+    """
+    from landscape.executors import Task, print_line, run_batch
+    from landscape.piece_files import kept_pieces
+
+    place, finished = request.place, [0]
+
+    def take(*_: Any) -> None:
+        for part in _parts(place):
+            pieces.take(kept_pieces(part, key).everything)
+
+    def on_done(*_: Any) -> None:
+        finished[0] += 1
+        take()
+
+    def on_line(task: Task, line: str) -> None:
+        if line.startswith(SAYS):
+            report(line.removeprefix(SAYS), finished[0], len(units))
+        else:
+            print_line(task, line)
+
+    take()
+    base = _arguments(request)
+    tasks = []
+    for number, (name, what) in enumerate(units):
+        told = json.dumps({"name": name, "what": what, "number": number, "key": key})
+        tasks.append(Task(["check", *folders.get(name, []), *base, "--unit", told], f"{name}, {what}"))
+    try:
+        run_batch(tasks, workers, on_done, on_line=on_line)
+    finally:
+        take()
+
+
+def _arguments(request: Request) -> list[str]:
+    """The command line of a worker, but for its runs and its experiment."""
+    source = request.source
+    found = ["--claim", request.claim, "--scale", request.scale, "--seed", str(request.seed), "--quiet"]
+    found += ["--out", str(request.out), "--device", request.device]
+    pairs = [
+        ("--problem", source.problem),
+        *(("--set", f"{k}={v}") for k, v in source.sets.items()),
+        ("--data", source.data),
+        ("--loss", source.loss),
+        *(("--allow-global", name) for name in source.allow_globals),
+    ]
+    return [*found, *(word for option, value in pairs if value is not None for word in (option, str(value)))]
+
+
+def run_unit(request: Request, folders: list[str], unit: str) -> None:
+    """A worker: one experiment, into a file of its own; what is there already is not done again."""
+    from landscape.arithmetic import resolve_device
+    from landscape.cli.check_runs import read_runs
+    from landscape.evidence.runs import Means, populations
+    from landscape.piece_files import kept_pieces
+
+    try:
+        told = json.loads(unit)
+        chosen, number, key = (told["name"], told["what"]), int(told["number"]), str(told["key"])
+    except (ValueError, KeyError, TypeError):
+        raise UsageError("--unit is for workers that `landscape check` starts", "leave it out") from None
+    groups = populations(read_runs(folders, request.source)[0]) if folders else {}
+    own = kept_pieces(_part(request.place, number), key)
+    own.take(kept_pieces(_aside(request.place), key).everything)
+    device = str(resolve_device(request.device))
+    means = Means(request.evidence.SCALES[request.scale], request.seed, device, _teller(), own)
+    request.evidence.work(groups, chosen, means)
+
+
+def _teller() -> Report:
+    """Says now and then how far the experiment is; stops when the parent is gone."""
+    parent, last = os.getppid(), [0.0]
+
+    def tell(stage: str, done: int, total: int) -> None:
+        if os.getppid() != parent:
+            raise typer.Exit(1)
+        if time.monotonic() - last[0] > TELL_SECONDS:
+            last[0] = time.monotonic()
+            sys.stderr.write(f"{SAYS}{stage} ({done} of {total})\n")
+            sys.stderr.flush()
+
+    return tell
