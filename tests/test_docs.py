@@ -27,6 +27,13 @@ def test_cli_page_is_what_help_prints() -> None:
     assert text.count("<!-- help:") == 12
 
 
+def test_fences_of_the_pages_are_closed() -> None:
+    for page in (ROOT / "README.md", *(ROOT / "docs").glob("*.md")):
+        fences = re.findall(r"^```(.*)$", page.read_text(), re.MULTILINE)
+        assert len(fences) % 2 == 0, page.name
+        assert not any(fences[1::2]), f"{page.name}: a fence opens inside another one"
+
+
 def test_links_of_the_pages_lead_somewhere() -> None:
     for page in (ROOT / "README.md", *(ROOT / "docs").glob("*.md")):
         for target in re.findall(r"\]\(([^)#:]+)\)", page.read_text()):

@@ -109,8 +109,8 @@ def _ends(p: Population) -> list[Part]:
     share = wilson(*p.ends)
     return [
         Part(
-            f"{p.name}: bad minima, width {p.r}", "undetermined", "share of runs that end at one, certified", share.value,
-            share.low, share.high, p.ends[1], "reported: Protocol A splits these", evidence=False,
+            f"{p.name}: bad minima, width {p.r}", "undetermined", "share of runs that end at one, certified",
+            share.value, share.low, share.high, p.ends[1], "reported: Protocol A splits these", evidence=False,
         )
     ]  # fmt: skip
 
