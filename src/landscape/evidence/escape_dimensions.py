@@ -14,7 +14,7 @@ from landscape.claims.escape_dimensions import Evidence, Kept, Pairs, Population
 from landscape.data.teacher import teacher_weights
 from landscape.escape_splits import SUCCESS, Splits
 from landscape.evidence.runs import Means, SweptRun, usable
-from landscape.models import build_model
+from landscape.models import MODELS, build_model
 from landscape.problem import Problem
 from landscape.protocols.first_order import FirstOrder
 from landscape.protocols.splits import Opened, split_minima
@@ -161,7 +161,8 @@ def _tickets(name: str, runs: Sequence[SweptRun], means: Means) -> tuple[list[Pa
     for width in wider:
         starts = [x for x in runs if x.width == width and x.start is not None][: means.scale.starts]
         pairs.append(_pairs(f"{name}, pairs, {width}", starts, widths[0], means))
-        if width == min(middle, wider[-1]):
+        # other initial values can be drawn for built-in networks only
+        if width == min(middle, wider[-1]) and runs[0].header.get("model") in MODELS:
             made = _kept(f"{name}, kept, {width}", starts, widths[0], means)
             kept = kept if made is None else [made]
     return pairs, kept

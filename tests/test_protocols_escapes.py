@@ -1,0 +1,187 @@
+"""Protocol A in stacks against `widen`, first-order tickets against torch.optim, and `check` in worker processes."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from landscape.analyses.widen import widen
+from landscape.atomic import locked
+from landscape.cli.check_runs import read_runs
+from landscape.cli.jobs import Source
+from landscape.errors import StorageError
+from landscape.evidence import escape_dimensions
+from landscape.evidence.runs import Means, populations
+from landscape.pieces import FORGETFUL, KeptPieces
+from landscape.problem import Problem
+from landscape.protocols.first_order import FirstOrder, first_order
+from landscape.protocols.splits import SHARES, split_minima
+from landscape.protocols.tickets import train_alone
+from landscape.stacking import build_stack
+from landscape.store import read_result
+from test_certificate import fixture_problem
+from test_claim_escapes import SWEEP, run
+
+
+@pytest.mark.slow
+def test_splits_of_many_minima_are_those_of_each() -> None:
+    """Two copies of the published fixture in one stack, the second with its neurons swapped."""
+    one, two = fixture_problem(), fixture_problem()
+    with torch.no_grad():
+        for p in two.model.parameters():
+            p.copy_(p.flip(0 if p.shape[1] == 2 and p.shape[0] == 2 else 1))
+    x = torch.linspace(-1, 1, 7, dtype=torch.float64)[:, None].expand(7, 2)
+    torch.testing.assert_close(one.model(x), two.model(x))
+    made = split_minima([one, two], "0", 1, 300)
+    assert (made.foretold == made.found).all()
+    assert made.minimum.tolist() == [0] * 10 + [1] * 10
+    alone = widen(fixture_problem(), "0", shares=SHARES)
+    np.testing.assert_array_equal(made.found[:10], alone.measured_negative)
+    np.testing.assert_array_equal(made.found[10:], np.roll(alone.measured_negative, 5))
+    opened = made.found > 0
+    assert (np.isfinite(made.reached) == opened).all()
+    assert (np.isfinite(made.wide).all(1) == opened).all()
+    assert (np.isfinite(made.narrow).all(1) == opened).all()
+    loss = 0.743319384157008
+    assert (made.reached[opened] < loss).all()
+    assert made.reached[:5][opened[:5]].min() == pytest.approx(made.reached[15:][opened[15:]].min(), rel=0.2)
+
+
+def student(seed: int, width: int = 3) -> nn.Sequential:
+    torch.manual_seed(seed)
+    return nn.Sequential(nn.Linear(2, width), nn.Tanh(), nn.Linear(width, 1)).double()
+
+
+def data() -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(3)
+    x = torch.randn(50, 2, dtype=torch.float64, generator=generator)
+    return x, torch.sin(2 * x[:, :1]) * x[:, 1:]
+
+
+@pytest.mark.parametrize(
+    "how",
+    [
+        FirstOrder("adam", 0.01, 60),
+        FirstOrder("adam", 0.02, 40, weight_decay=0.01, cosine=True),
+        FirstOrder("sgd", 0.05, 50, momentum=0.9, weight_decay=0.001),
+    ],
+)
+def test_a_stack_is_trained_as_each_of_its_networks(how: FirstOrder) -> None:
+    models = [student(s) for s in range(3)]
+    stack, theta = build_stack([Problem(m, data(), "mse") for m in models])
+    made = first_order(stack, theta, how)
+    for row, model in zip(made, models, strict=True):
+        parameters = list(model.parameters())
+        optimiser: torch.optim.Optimizer = torch.optim.SGD(
+            parameters, how.learning_rate, momentum=how.momentum, weight_decay=how.weight_decay
+        )
+        if how.optimiser == "adam":
+            optimiser = torch.optim.Adam(parameters, how.learning_rate, weight_decay=how.weight_decay)
+        schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, how.steps)
+        for _ in range(how.steps):
+            optimiser.zero_grad()
+            x, y = data()
+            (model(x) - y).square().sum(1).mean().backward()
+            optimiser.step()
+            if how.cosine:
+                schedule.step()
+        flat = nn.utils.parameters_to_vector(parameters).detach()
+        torch.testing.assert_close(row, flat, rtol=1e-9, atol=1e-11)
+
+
+def test_tickets_are_trained_with_the_optimiser_of_their_network() -> None:
+    """One step of a first-order optimiser that stays where it is leaves the descent alone; a far one does not."""
+    starts = [Problem(student(s), data(), "mse") for s in range(2)]
+    plain = train_alone(starts, "0", 1, 10, 200, np.random.default_rng(0))
+    still = train_alone(starts, "0", 1, 10, 200, np.random.default_rng(0), first=FirstOrder("sgd", 1e-300, 1))
+    np.testing.assert_allclose(plain.loss, still.loss, rtol=1e-9)
+    far = train_alone(starts, "0", 1, 10, 0, np.random.default_rng(0), first=FirstOrder("adam", 0.01, 200))
+    near = train_alone(starts, "0", 1, 10, 0, np.random.default_rng(0))
+    assert (far.loss < near.loss).all()
+
+
+@pytest.fixture(scope="module")
+def swept(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("swept")
+    (folder / "sweep.toml").write_text(SWEEP)
+    assert run("train", "sweep.toml", "--out", "runs", cwd=folder).returncode == 0
+    adam = SWEEP.replace('optimiser = "levenberg_marquardt"', 'optimiser = "adam"\nfinish = "minimum"\nstacked = true')
+    (folder / "adam.toml").write_text(adam.replace("steps = 200", "steps = 60\nbatch_size = 60\nlearning_rate = 0.05"))
+    assert run("train", "adam.toml", "--out", "adam", cwd=folder).returncode == 0
+    return folder
+
+
+CHECK = ("check", "runs", "adam", "--claim", "escape-dimensions", "--json")
+
+
+def decided(done: subprocess.CompletedProcess[str]) -> dict[str, object]:
+    assert done.returncode == 0, done.stderr
+    report = json.loads(done.stdout)
+    return {k: v for k, v in report.items() if k not in ("seconds", "result")}
+
+
+def test_workers_find_what_one_process_finds(swept: Path) -> None:
+    alone = run(*CHECK, "--workers", "1", "-o", "one", cwd=swept)
+    shared = run(*CHECK, "--workers", "3", "-o", "three", cwd=swept)
+    assert decided(alone) == decided(shared)
+    names = {p["name"].split(":")[0] for p in json.loads(alone.stdout)["parts"]}  # both optimisers
+    assert any("adam" in n for n in names)
+    assert any("levenberg" in n for n in names)
+    tickets = [p for p in json.loads(alone.stdout)["parts"] if "own tickets" in p["name"]]
+    assert len(tickets) == 2
+    assert sorted(p.name for p in (swept / "three").iterdir() if "pieces" in p.name) == []
+    result = read_result(swept / "three" / "escape-dimensions.check.h5", "check")
+    assert result.provenance.settings["budget"]["tickets"] == escape_dimensions.SCALES["small"].tickets
+
+
+def test_killed_at_any_time_and_repeated_it_says_the_same(swept: Path) -> None:
+    whole = decided(run(*CHECK, "--workers", "2", "-o", "whole", cwd=swept))
+    environment = {**os.environ, "COLUMNS": "80", "OMP_NUM_THREADS": "1"}
+    command = ["-W", "ignore", "-m", "landscape", *CHECK, "--workers", "2", "-o", "killed"]
+    for seconds in (2.5, 4.0):
+        process = subprocess.Popen(
+            [sys.executable, *command], cwd=swept, env=environment,
+            stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True,
+        )  # fmt: skip
+        time.sleep(seconds)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    for _ in range(100):  # workers notice within a report that their parent is gone
+        try:
+            with locked(swept / "killed" / "escape-dimensions.check.h5"):
+                break
+        except StorageError:
+            time.sleep(0.2)
+    assert decided(run(*CHECK, "--workers", "2", "-o", "killed", cwd=swept)) == whole
+
+
+def test_units_cover_all_that_is_gathered(swept: Path) -> None:
+    """After every unit has been worked, gathering computes nothing."""
+    groups = populations(read_runs([str(swept / "runs"), str(swept / "adam")], Source())[0])
+    scale = escape_dimensions.Scale(2, 1, 3, 3, 2, 2, 1, 0, 100)
+    kept: dict[str, object] = {}
+    pieces = KeptPieces({}, kept.update)
+    for unit in escape_dimensions.units(groups):
+        escape_dimensions.work(groups, unit, Means(scale, 0, "cpu", lambda *a: None, pieces))
+    again = Means(scale, 0, "cpu", lambda *a: None, KeptPieces(kept, lambda found: pytest.fail("computed again")))
+    made = escape_dimensions.gather(groups, again)
+    fresh = escape_dimensions.gather(groups, Means(scale, 0, "cpu", lambda *a: None, FORGETFUL))
+    assert [p.name for p in made.populations] == [p.name for p in fresh.populations]
+    for one, two in zip(made.populations, fresh.populations, strict=True):
+        assert [p.winners.tolist() for p in one.pairs] == [p.winners.tolist() for p in two.pairs]
+
+
+def test_a_unit_typed_by_hand_is_refused(swept: Path) -> None:
+    done = run("check", "runs", "--unit", "x", cwd=swept)
+    assert done.returncode == 2
+    assert "--unit is for workers" in done.stderr
