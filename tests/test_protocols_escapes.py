@@ -185,3 +185,56 @@ def test_a_unit_typed_by_hand_is_refused(swept: Path) -> None:
     done = run("check", "runs", "--unit", "x", cwd=swept)
     assert done.returncode == 2
     assert "--unit is for workers" in done.stderr
+
+
+OWN = """
+import torch
+from torch import nn
+from landscape import Problem
+
+class Net(nn.Module):
+    def __init__(self, width):
+        super().__init__()
+        self.hidden = nn.Linear(2, width, bias=False)
+        self.readout = nn.Linear(width, 1, bias=False)
+
+    def forward(self, x):
+        return self.readout(torch.tanh(self.hidden(x)))
+
+def problem(width=2):
+    g = torch.Generator().manual_seed(0)
+    x = torch.randn(60, 2, generator=g)
+    y = torch.tanh(x @ torch.tensor([[1.5, -0.7], [-0.4, 1.8]]).T).sum(1, keepdim=True)
+    return Problem(Net(int(width)), (x, y), "mse")
+"""
+
+
+def test_networks_of_ones_own_are_certified_and_then_checked(tmp_path: Path) -> None:
+    """Plain state dicts, without any header: first what is missing is said, then their starts are found again."""
+    (tmp_path / "problem.py").write_text(OWN)
+    spaces: dict[str, object] = {}
+    exec(OWN, spaces)
+    for width in (2, 3):
+        for seed in range(3):
+            torch.manual_seed(seed)
+            place = tmp_path / "runs" / f"width={width}" / f"seed={seed}"
+            place.mkdir(parents=True)
+            model: nn.Module = spaces["problem"](width).model  # type: ignore[operator]
+            torch.save(model.state_dict(), place / "initial.pt")
+            with torch.no_grad():
+                for p in model.parameters():
+                    p.mul_(1.1)
+            torch.save(model.state_dict(), place / "final.pt")
+    own = ("--claim", "escape-dimensions", "--problem", "problem.py:problem", "--workers", "1", "--json")
+    bare = json.loads(run("check", "runs", *own, "-o", "a", cwd=tmp_path).stdout)
+    assert bare["verdict"] == "undetermined"
+    assert len(bare["excluded"]) == 6
+    assert bare["settle"][0].startswith("landscape descend RUNS")
+    done = run("descend", "runs/**/final.pt", "--problem", "problem.py:problem", "-o", "certified", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    made = json.loads(run("check", "certified", "runs", *own, "-o", "b", cwd=tmp_path).stdout)
+    assert made["runs"] == 6
+    assert any("own tickets" in p["name"] and p["n"] == 3 for p in made["parts"])
+    assert not any("kept" in p["name"] for p in made["parts"])  # nobody can draw a foreign network anew
+    assert run("report", "b", cwd=tmp_path).returncode == 0
+    assert "landscape check certified runs" in (tmp_path / "b" / "report.html").read_text()

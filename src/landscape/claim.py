@@ -7,6 +7,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+# How the reason begins for leaving out a run whose end is not certified.
+NO_CERTIFICATE = "no certificate"
 VERDICTS = ("supported", "contradicted", "conditional", "undetermined")
 
 
@@ -113,6 +115,15 @@ class Claim:
     how: str
     decide: Callable[[Any], Decision]
     draw: Callable[[Any], list[Curve]] = _nothing
+
+
+def settling(name: str, undecided: bool, excluded: Sequence[Excluded]) -> tuple[str, ...]:
+    """Commands that would settle what is undecided, the nearest first."""
+    if not undecided:
+        return ()
+    bare = any(e.reason.startswith(NO_CERTIFICATE) for e in excluded)
+    first = ("landscape descend RUNS --out certified", f"landscape check certified RUNS --claim {name}")
+    return (*(first if bare else ()), f"landscape check --claim {name} --run --scale full")
 
 
 def group_of(part: str) -> str:

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from landscape.claim import Claim, Curve, Decision, Excluded, Need, Part, combined
+from landscape.claim import Claim, Curve, Decision, Excluded, Need, Part, combined, settling
 from landscape.escape_splits import DROP, LEAST_MINIMA, SUCCESS, Splits, few, split_parts
 from landscape.statistics import (
     Estimate,
@@ -97,8 +97,8 @@ def decide(evidence: Evidence) -> Decision:
         parts += [*_ends(p), *split_parts(p.name, p.splits, p.zero), *_width(p), *_pairs(p), *_kept(p)]
     verdict, condition = combined(parts)
     seeds = sum(max((len(v) for v in p.losses.values()), default=0) for p in evidence.populations)
-    undecided = [p for p in parts if p.evidence and p.verdict == "undetermined"]
-    settle = (f"landscape check --claim {NAME} --run --scale full",) if undecided else ()
+    undecided = not parts or any(p.evidence and p.verdict == "undetermined" for p in parts)
+    settle = settling(NAME, undecided, evidence.excluded)
     return Decision(NAME, verdict, condition, tuple(parts), seeds, tuple(evidence.excluded), settle)
 
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from landscape.claim import Claim, Curve, Decision, Excluded, Need, Part, combined
+from landscape.claim import Claim, Curve, Decision, Excluded, Need, Part, combined, settling
 from landscape.sign_coins import LEAST_NONE, LEAST_SEEDS, POISSON, Signs, few, part, sign_parts, sign_tests
 from landscape.statistics import Estimate, holm, permutation_correlation, wilson
 
@@ -28,7 +28,6 @@ WEAK = 0.3
 UNFINISHED = 0.5
 # 2c: networks a width, and widths, that a trend needs.
 LEAST_NETWORKS, LEAST_WIDTHS = 5, 3
-SETTLE = f"landscape check --claim {NAME} --run --scale full"
 REPORTED = "reported, not tested"
 
 
@@ -103,7 +102,15 @@ def decide(evidence: Evidence) -> Decision:
     seeds += sum({(s.family, s.parameters): len(s.eigenvalues) for s in evidence.signs}.values())
     seeds += sum(len(w.loss) for sweep in evidence.sweeps for w in sweep.widths)
     open_ = not parts or any(p.evidence and p.verdict == "undetermined" for p in parts)
-    return Decision(NAME, verdict, condition, tuple(parts), seeds, tuple(evidence.excluded), (SETTLE,) if open_ else ())
+    return Decision(
+        NAME,
+        verdict,
+        condition,
+        tuple(parts),
+        seeds,
+        tuple(evidence.excluded),
+        settling(NAME, open_, evidence.excluded),
+    )
 
 
 # ---- 2a --------------------------------------------------------------------------------------------------------------

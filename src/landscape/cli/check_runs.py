@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from landscape.cli.jobs import Source
 from landscape.cli.targets import expand
+
+# Of a checkpoint that names no step, such as final.pt.
+END = 2**62
 
 if TYPE_CHECKING:
     from landscape.certificate import Certificate
@@ -19,7 +23,8 @@ if TYPE_CHECKING:
 def read_runs(patterns: Sequence[str], source: Source) -> tuple[list[SweptRun], list[str]]:
     """All runs below paths, globs and folders, and the sha256 of their files.
 
-    Checkpoints that differ in their step only belong to one run: the last one is its end, step 0 its start.
+    Checkpoints that differ in their step only belong to one run: the last one, or that without a step, is its end; step
+    0, or initial.pt, is its start.
     """
     from landscape.checkpoint import read_checkpoint
 
@@ -30,9 +35,27 @@ def read_runs(patterns: Sequence[str], source: Source) -> tuple[list[SweptRun], 
         kept[path] = checkpoint
         places = {k: v for k, v in checkpoint.coordinates.items() if k != "step"}
         label = f"{path.parent}|{sorted(places.items())}"
-        found.setdefault(label, {})[int(checkpoint.coordinates.get("step", -1))] = path
+        unnamed = 0 if path.stem == "initial" else END
+        found.setdefault(label, {})[int(checkpoint.coordinates.get("step", unnamed))] = path
     runs = [_run(steps, kept, source) for steps in found.values()]
-    return runs, sorted(c.sha256 for c in kept.values())
+    return _joined(runs), sorted(c.sha256 for c in kept.values())
+
+
+def _joined(runs: list[SweptRun]) -> list[SweptRun]:
+    """Ends that `landscape descend` certified in a folder of their own get the starts of the runs they came from."""
+    by_place: dict[str, list[SweptRun]] = {}
+    for run in runs:
+        places = {k: v for k, v in run.coordinates.items() if k != "step"}
+        by_place.setdefault(str(sorted(places.items())), []).append(run)
+    joined = []
+    for group in by_place.values():
+        ends = [r for r in group if r.certificate is not None and r.start is None]
+        origins = [r for r in group if r.certificate is None]
+        if len(group) == 2 and len(ends) == len(origins) == 1:
+            joined.append(replace(ends[0], start=origins[0].start))
+        else:
+            joined += group
+    return joined
 
 
 def _run(steps: Mapping[int, Path], kept: Mapping[Path, Checkpoint], source: Source) -> SweptRun:

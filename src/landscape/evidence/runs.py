@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from landscape.certificate import Certificate
-from landscape.claim import Excluded
+from landscape.claim import NO_CERTIFICATE, Excluded
 from landscape.errors import UsageError
 from landscape.pieces import Pieces
 from landscape.problem import Problem
@@ -93,7 +93,7 @@ def usable(runs: Sequence[SweptRun]) -> tuple[list[SweptRun], list[Excluded]]:
     for run in runs:
         verdict = None if run.certificate is None else run.certificate.verdict
         if verdict is None:
-            left.append(Excluded(run.name, "no certificate; `landscape descend` makes one"))
+            left.append(Excluded(run.name, f"{NO_CERTIFICATE}; `landscape descend` makes one"))
         elif verdict in ("not stationary", "unresolved", "failed"):
             left.append(Excluded(run.name, f"{verdict}: whether it would have gone on down is not known"))
         else:
