@@ -69,7 +69,8 @@ class Population:
         name: in words. r: width of the tickets, the smallest one. losses: width -> loss of every seed.
         splits, pairs, kept: what was done of the protocols.
         zero: whether zero loss can be reached at all, so that success means something.
-        ends: of the narrowest networks, how many ended at certified minima of positive loss, and how many there are.
+        ends: of the narrowest networks, how many ended at certified minima of positive loss, how many there are, and
+            how many different minima that is.
     """
 
     name: str
@@ -79,7 +80,7 @@ class Population:
     pairs: Sequence[Pairs] = ()
     kept: Sequence[Kept] = ()
     zero: bool = True
-    ends: tuple[int, int] | None = None
+    ends: tuple[int, int, int] | None = None
 
 
 @dataclass(frozen=True)
@@ -106,11 +107,12 @@ def _ends(p: Population) -> list[Part]:
     """Without minima there is nothing to split: narrow networks may as well run to infinity."""
     if p.ends is None:
         return []
-    share = wilson(*p.ends)
+    share = wilson(p.ends[0], p.ends[1])
     return [
         Part(
             f"{p.name}: bad minima, width {p.r}", "undetermined", "share of runs that end at one, certified",
-            share.value, share.low, share.high, p.ends[1], "reported: Protocol A splits these", evidence=False,
+            share.value, share.low, share.high, p.ends[1], f"{p.ends[2]} different ones, which Protocol A splits",
+            evidence=False,
         )
     ]  # fmt: skip
 
@@ -289,10 +291,10 @@ CLAIM = Claim(
     "A: every neuron of certified minima of positive loss is split at the smallest width (shares mu and 1 - mu with mu "
     "inside and outside [0, 1], and three ways); the direction of negative curvature that opens is followed, and the "
     "loss it leads to compared with those after random kicks of the same length, in the wide network (orthogonal to "
-    "the way out) and in the narrow one: medians per minimum; minima are the units. B: the share of seeds at zero loss "
-    "against width (one-sided Cochran-Armitage test), two lottery nulls, and each wide start against its own tickets "
-    "trained alone (McNemar's test). C: a winning ticket is kept, the other neurons are drawn anew and all are trained "
-    "together; tickets are the units. "
+    "the way out) and in the narrow one: medians per minimum; different minima, told apart by their losses, are the "
+    "units. B: the share of seeds at zero loss against width (one-sided Cochran-Armitage test), two lottery nulls, and "
+    "each wide start against its own tickets trained alone (McNemar's test). C: a winning ticket is kept, the other "
+    "neurons are drawn anew and all are trained together; tickets are the units. "
     f"Fixed before the data: a loss below {SUCCESS:.0e} is zero; tests at {LEVEL:g}, intervals 95 %; a "
     f"drop of the loss by less than {DROP:.0e} of it is none; a kept ticket that wins in less than {ALWAYS:.0%} of the "
     "redraws does not always win. The claim is supported or contradicted if all decided parts say so, conditional if "

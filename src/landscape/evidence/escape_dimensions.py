@@ -27,6 +27,10 @@ TOGETHER = 10
 LARGE = 60
 
 
+# Losses of certified minima closer than this, relatively, are of one minimum and its mirror images.
+SAME = 1e-6
+
+
 @dataclass(frozen=True)
 class Scale:
     """How much is done of each protocol.
@@ -87,7 +91,8 @@ def _population(name: str, runs: list[SweptRun], means: Means) -> Population:
     losses = {w: np.array([r.loss for r in runs if r.width == w]) for w in widths}
     pairs, kept = _tickets(name, runs, means)
     narrow = sum(r.width == widths[0] for r in runs)
-    ends = (len(_bad_minima(runs)), narrow)
+    bad = _bad_minima(runs)
+    ends = (len(bad), narrow, len(_distinct(bad)))
     return Population(name, widths[0], losses, _splits(name, runs, means), pairs, kept, _reaches_zero(runs), ends)
 
 
@@ -103,8 +108,8 @@ def _reaches_zero(runs: Sequence[SweptRun]) -> bool:
 
 
 def _splits(name: str, runs: Sequence[SweptRun], means: Means) -> list[Splits]:
-    """Protocol A on certified minima of positive loss of the narrowest networks."""
-    bad = _bad_minima(runs)
+    """Protocol A on certified minima of positive loss of the narrowest networks, each minimum once."""
+    bad = _distinct(_bad_minima(runs))
     large = any(x.certificate is not None and x.certificate.parameters > LARGE for x in bad[:1])
     bad = bad[: means.scale.large if large else means.scale.minima]
     found = []
@@ -127,6 +132,15 @@ def _bad_minima(runs: Sequence[SweptRun]) -> list[SweptRun]:
     width = _widths(runs)[0]
     minima = [x for x in runs if x.width == width and x.certificate and x.certificate.verdict == "minimum"]
     return [x for x in minima if x.loss > SUCCESS]
+
+
+def _distinct(minima: Sequence[SweptRun]) -> list[SweptRun]:
+    """The first run at each minimum, told apart by their losses: runs at one minimum are one observation of it."""
+    kept: list[SweptRun] = []
+    for run in minima:
+        if all(abs(run.loss - other.loss) > SAME * other.loss for other in kept):
+            kept.append(run)
+    return kept
 
 
 def _split(name: str, some: Sequence[SweptRun], means: Means) -> dict[str, torch.Tensor]:
