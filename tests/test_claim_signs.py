@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from landscape.claim import VERDICTS, Decision, Part
-from landscape.claims.negative_eigenvalues import CLAIM, AtWidth, Evidence, Heights, Sweep, decide
+from landscape.claims.negative_eigenvalues import CLAIM, AtWidth, Course, Evidence, Heights, Stage, Sweep, decide
 from landscape.data import load_data
 from landscape.models import build_model
 from landscape.problem import Problem
@@ -310,3 +310,33 @@ def test_every_curve_has_one_interval_a_point() -> None:
     assert {c.panel.split(",")[0] for c in curves} >= {"critical points", "dispersion", "spacings", "negative mass"}
     for c in curves:
         assert len(c.x) == len(c.y) == len(c.low) == len(c.high)
+
+
+def course(rng: np.random.Generator, slope: float, networks: int = 8, bounded: bool = False) -> Course:
+    """Zeros rise and negative mass falls with width if `slope` is positive; a start where neither does."""
+    stages = []
+    for k, width in enumerate((2, 4, 8, 16)):
+        noise = rng.normal(0, 0.01, (3, networks))
+        stages.append(Stage(width, "start", 1 + noise[0], 0.2 + noise[1], 0.3 + noise[2]))
+        stages.append(Stage(width, "end", 0.1 + noise[0], 0.2 + slope * k + noise[1], 0.3 - slope * k + noise[2]))
+    return Course("digits", stages, bounded)
+
+
+@pytest.mark.parametrize(("slope", "verdict"), [(0.05, "supported"), (-0.05, "contradicted"), (0.0, "undetermined")])
+def test_trends_at_the_end_of_training(slope: float, verdict: str) -> None:
+    decision = decide(Evidence(courses=[course(np.random.default_rng(0), slope)]))
+    assert [p.verdict for p in decision.parts] == [verdict] * 2
+    assert decision.seeds == 32
+    few_networks = decide(Evidence(courses=[course(np.random.default_rng(0), slope, networks=4)]))
+    assert {p.verdict for p in few_networks.parts} == {"undetermined"}
+    covered = Evidence(courses=[course(np.random.default_rng(0), slope, bounded=True)])
+    assert decide(covered).parts == ()  # a sweep with bounds has the same trends
+    panels = {c.panel: c for c in CLAIM.draw(covered)}
+    assert set(panels) == {f"{q}, digits" for q in ("loss", "share of zero eigenvalues", "negative mass")}
+
+
+def test_trends_that_are_none_are_seldom_found() -> None:
+    rng = np.random.default_rng(5)
+    verdicts = [p.verdict for _ in range(250) for p in decide(Evidence(courses=[course(rng, 0.0)])).parts]
+    assert len(verdicts) == 500
+    assert sum(v != "undetermined" for v in verdicts) <= 12  # the level is 1 %

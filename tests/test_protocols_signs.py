@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
 
+from landscape.cli.check_runs import read_runs
+from landscape.cli.jobs import Source
 from landscape.ensemble import Stack
 from landscape.errors import NumericalError, ProblemError, UsageError
+from landscape.evidence import negative_eigenvalues
+from landscape.evidence.runs import Means, populations
+from landscape.pieces import FORGETFUL
 from landscape.problem import Problem
 from landscape.protocols.critical_points import GRADIENT_SQUARE, Starts, critical_points, starts
-from landscape.protocols.interpolation import NORMS, interpolation, output_curvature
+from landscape.protocols.interpolation import NORMS, counts, interpolation, output_curvature
 from landscape.protocols.sign_ensembles import sign_ensemble
 from landscape.stacking import build_stack
 from surfaces import linear_network, quadratic, surfaces
@@ -228,3 +234,41 @@ def test_the_bound_is_for_squared_errors() -> None:
         interpolation(*build_stack([Problem(nn.Linear(2, 1).double(), data, "bce")]))
     with pytest.raises(ProblemError, match="nuclear"):
         interpolation(*networks(1), norm="nuclear")
+
+
+@pytest.mark.parametrize("loss", ["mse", "cross_entropy"])
+def test_counts_over_training_are_those_of_dense_spectra(loss: str) -> None:
+    torch.manual_seed(1)
+    x = torch.randn(N, 3).double()
+    y = torch.randn(N, 2).double() if loss == "mse" else torch.randint(2, (N,))
+    made = [nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2)).double() for _ in range(3)]
+    stack, theta = build_stack([Problem(m, (x, y), loss) for m in made])
+    found = counts(stack, theta)
+    wanted = torch.linalg.eigvalsh(stack.hessians(theta)).numpy()
+    assert found.parameters == wanted.shape[1]
+    for i, row in enumerate(wanted):
+        floor = 1e-6 * abs(row).max()
+        assert found.negative[i] == (row < -floor).sum()
+        assert found.zeros[i] == (abs(row) <= floor).sum()
+        assert found.negative_mass[i] == pytest.approx(abs(row[row < -floor]).sum() / abs(row).sum(), abs=1e-12)
+    np.testing.assert_allclose(found.loss, stack.values(theta).numpy())
+    if loss == "mse":
+        bounds = interpolation(stack, theta)
+        np.testing.assert_array_equal(bounds.zeros, found.zeros)
+        np.testing.assert_allclose(bounds.negative_mass, found.negative_mass)
+
+
+def test_the_course_of_shipped_checkpoints() -> None:
+    """Widths 2 and 4 of the digits CNN: BatchNorm, cross-entropy, three stages, no certificates."""
+    folder = Path(__file__).resolve().parent.parent / "checkpoints" / "digits-cnn"
+    runs, _ = read_runs([str(folder / "width=2"), str(folder / "width=4")], Source())
+    ((name, members),) = populations(runs).items()
+    scale = negative_eigenvalues.Scale(2, 12, 3)
+    made = negative_eigenvalues._course(name, members, Means(scale, 0, "cpu", lambda *a: None, FORGETFUL))
+    assert not isinstance(made, str)
+    assert [(s.stage, s.width) for s in made] == [(s, w) for s in ("start", "step 500", "end") for w in (2, 4)]
+    assert all(np.isfinite(s.loss).all() and (s.zeros >= 0).all() and (s.negative_mass < 1).all() for s in made)
+    losses = {(s.stage, s.width): float(s.loss[0]) for s in made}
+    assert losses["start", 4] > losses["end", 4]
+    bounds = negative_eigenvalues._sweep(name, members, Means(scale, 0, "cpu", lambda *a: None, FORGETFUL))
+    assert bounds == "they are of the squared error"

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
@@ -83,12 +84,34 @@ class Sweep:
 
 
 @dataclass(frozen=True, eq=False)
+class Stage:
+    """2c, any loss: S networks of one width at one stage of training ("start", "step 100", "end"): L, share of zero
+    eigenvalues, negative mass [S each]."""
+
+    width: int
+    stage: str
+    loss: np.ndarray
+    zeros: np.ndarray
+    negative_mass: np.ndarray
+
+
+@dataclass(frozen=True, eq=False)
+class Course:
+    """2c: one problem over training. bounded: whether a `Sweep` tests its trends at the end."""
+
+    name: str
+    stages: Sequence[Stage]
+    bounded: bool
+
+
+@dataclass(frozen=True, eq=False)
 class Evidence:
     """What there is of each part, and the runs that were left out."""
 
     heights: Sequence[Heights] = ()
     signs: Sequence[Signs] = ()
     sweeps: Sequence[Sweep] = ()
+    courses: Sequence[Course] = ()
     excluded: Sequence[Excluded] = field(default_factory=tuple)
 
 
@@ -97,10 +120,13 @@ def decide(evidence: Evidence) -> Decision:
     parts = [*_heights(evidence.heights), *sign_parts(evidence.signs)]
     for sweep in evidence.sweeps:
         parts += [*_theorems(sweep), *_trends(sweep)]
+    for course in evidence.courses:
+        parts += _ends(course)
     verdict, condition = combined(parts)
     seeds = sum(int(h.distinct.sum()) for h in evidence.heights)
     seeds += sum({(s.family, s.parameters): len(s.eigenvalues) for s in evidence.signs}.values())
     seeds += sum(len(w.loss) for sweep in evidence.sweeps for w in sweep.widths)
+    seeds += sum(len(s.loss) for c in evidence.courses if not c.bounded for s in c.stages if s.stage == "end")
     open_ = not parts or any(p.evidence and p.verdict == "undetermined" for p in parts)
     return Decision(
         NAME,
@@ -202,6 +228,26 @@ def _trends(sweep: Sweep) -> list[Part]:
          f"at most {max(0.0, forced):.2f} is forced by P > nC" if ready else ""),
         ("negative mass falls with width", everywhere, full, -1, "all networks, interpolating or not"),
     )  # fmt: skip
+    return _correlated(rows, sweep.name)
+
+
+def _ends(course: Course) -> list[Part]:
+    """Where there is no bound (other losses, or too many outputs): the same trends at the end of training."""
+    if course.bounded:
+        return []
+    end = [s for s in course.stages if s.stage == "end"]
+    full = [s for s in end if len(s.loss) >= LEAST_NETWORKS]
+    zeros = [(s.width, z) for s in end for z in s.zeros]
+    mass = [(s.width, m) for s in end for m in s.negative_mass]
+    rows = (
+        ("share of flat directions grows with width", zeros, full, 1, "at the end of training"),
+        ("negative mass falls with width", mass, full, -1, "at the end of training"),
+    )
+    return _correlated(rows, course.name)
+
+
+def _correlated(rows: Sequence[tuple[str, list[tuple[int, float]], Sequence[Any], int, str]], name: str) -> list[Part]:
+    """Trends with width: (words, pairs of width and value, widths with enough networks, sign foretold, note)."""
     found = []
     for _, pairs, _, _, _ in rows:
         x, y = np.array(pairs, dtype=float).reshape(-1, 2).T
@@ -216,7 +262,7 @@ def _trends(sweep: Sweep) -> list[Part]:
             short = "the same in all networks: nothing to compare"
         parts.append(
             part(
-                f"2c {words}, {sweep.name}", "undetermined" if short else verdict, "Spearman correlation with width", r,
+                f"2c {words}, {name}", "undetermined" if short else verdict, "Spearman correlation with width", r,
                 short or f"p = {p:.1e}; {note}",
             )
         )  # fmt: skip
@@ -246,16 +292,22 @@ def draw(evidence: Evidence) -> list[Curve]:
             curves.append(Curve(at[0], "networks", *at[1:], P, value, low, high))
             curves.append(Curve(at[0], "coins", *at[1:], P, [coins] * len(P), none, none))
             curves.append(Curve(at[0], "GOE", *at[1:], P, goe, none, none))
-    for sweep in evidence.sweeps:
-        widths = sorted(sweep.widths, key=lambda w: w.width)
-        for label, values in (
-            ("loss", [w.loss for w in widths]),
-            ("share of zero eigenvalues", [w.zeros / w.parameters for w in widths]),
-            ("negative mass", [w.negative_mass for w in widths]),
-        ):
-            value, low, high = np.array([np.quantile(v, (0.5, 0.025, 0.975)) for v in values]).T.tolist()
-            x = [float(w.width) for w in widths]
-            curves.append(Curve(f"{label}, {sweep.name}", "networks, median", "width", label, x, value, low, high))
+    for course in evidence.courses:
+        curves += _course_curves(course)
+    return curves
+
+
+def _course_curves(course: Course) -> list[Curve]:
+    """Loss, zeros and negative mass against width, a series a stage of training: median and 95 % of networks."""
+    curves = []
+    for label in ("loss", "share of zero eigenvalues", "negative mass"):
+        field_ = {"share of zero eigenvalues": "zeros", "negative mass": "negative_mass"}.get(label, label)
+        for stage in dict.fromkeys(s.stage for s in course.stages):
+            points = sorted((s for s in course.stages if s.stage == stage), key=lambda s: s.width)
+            spread = np.array([np.quantile(getattr(s, field_), (0.5, 0.025, 0.975)) for s in points])
+            value, low, high = spread.T.tolist()
+            x = [float(s.width) for s in points]
+            curves.append(Curve(f"{label}, {course.name}", stage, "width", label, x, value, low, high))
     return curves
 
 

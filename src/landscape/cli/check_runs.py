@@ -73,6 +73,7 @@ def _run(steps: Mapping[int, Path], kept: Mapping[Path, Checkpoint], source: Sou
         _certificate(checkpoint.header),
         problem,
         None if initial is None else _maker(initial, source),
+        {step: _maker(path, source) for step, path in sorted(steps.items()) if path not in (last, initial)},
     )
 
 

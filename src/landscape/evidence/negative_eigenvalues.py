@@ -3,7 +3,7 @@ at interpolation on the runs of a sweep."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -11,21 +11,25 @@ import numpy as np
 import torch
 
 from landscape.claim import Excluded
-from landscape.claims.negative_eigenvalues import AtWidth, Evidence, Heights, Sweep
+from landscape.claims.negative_eigenvalues import AtWidth, Course, Evidence, Heights, Stage, Sweep
 from landscape.data import load_data
 from landscape.ensemble import Stack
-from landscape.errors import ProblemError
-from landscape.evidence.runs import Means, SweptRun, usable
+from landscape.errors import NumericalError, ProblemError
+from landscape.evidence.runs import Means, SweptRun
 from landscape.models import build_model
+from landscape.parameters import trainable
 from landscape.problem import Problem
 from landscape.protocols.critical_points import critical_points, starts
-from landscape.protocols.interpolation import interpolation
+from landscape.protocols.interpolation import counts, interpolation
 from landscape.protocols.sign_ensembles import sign_ensemble
 from landscape.sign_coins import Signs
 from landscape.stacking import build_stack
 
 # Hidden neurons of the networks of 2a (two inputs) and 2b (six inputs), both with one output.
 HIDDEN = (1, 2, 3, 4)
+# Of dense Hessians over training: parameters, and entries of all networks of a width, of which there are at least so
+# many.
+MOST_PARAMETERS, MOST_ENTRIES, FEWEST = 3500, 2**24, 5
 # Numbers of all Hessians of single outputs of one network; more take too long to be had here.
 MOST_NUMBERS = 2**27
 
@@ -46,34 +50,35 @@ SCALES = {"small": Scale(30, 150, 10), "medium": Scale(60, 500, 60), "full": Sca
 def units(groups: Mapping[str, Sequence[SweptRun]]) -> list[tuple[str, str]]:
     """What can be done apart: (population or number of hidden neurons, experiment), the longest ones first."""
     searched = [(str(r), what) for what in ("2a", "2b") for r in reversed(HIDDEN)]
-    return [*searched, *((name, "2c") for name in groups)]
+    return [*searched, *((name, what) for what in ("2c", "2c, training") for name in groups)]
 
 
 def work(groups: Mapping[str, Sequence[SweptRun]], unit: tuple[str, str], means: Means) -> None:
     """One of the `units`; what it finds is put aside."""
     name, what = unit
-    if what == "2c":
-        kept, _ = usable(groups.get(name, ()))
-        if kept:
-            _sweep(name, kept, means)
-    else:
+    if what in ("2a", "2b"):
         (_heights if what == "2a" else _signs)(int(name), means)
+    elif groups.get(name):
+        (_sweep if what == "2c" else _course)(name, groups[name], means)
 
 
 def gather(groups: Mapping[str, Sequence[SweptRun]], means: Means) -> Evidence:
     """All parts; every finished one is put aside under its own name."""
     heights = [_heights(r, means) for r in HIDDEN]
     signs = [_signs(r, means) for r in HIDDEN]
-    sweeps, excluded = [], list[Excluded]()
+    sweeps, courses, excluded = [], [], list[Excluded]()
     for name, runs in groups.items():
-        kept, left = usable(runs)
-        excluded += left
-        made = _sweep(name, kept, means) if kept else "no run is usable"
+        made = _sweep(name, runs, means)
         if isinstance(made, Sweep):
             sweeps.append(made)
         else:
-            excluded.append(Excluded(name, made))
-    return Evidence(heights, signs, sweeps, tuple(excluded))
+            excluded.append(Excluded(name, f"the bounds: {made}"))
+        course = _course(name, runs, means)
+        if isinstance(course, str):
+            excluded.append(Excluded(name, f"over training: {course}"))
+        else:
+            courses.append(Course(name, course, isinstance(made, Sweep)))
+    return Evidence(heights, signs, sweeps, courses, tuple(excluded))
 
 
 def tanh_stack(inputs: int, hidden: int, members: int, seed: int, device: str = "cpu") -> tuple[Stack, torch.Tensor]:
@@ -113,8 +118,8 @@ def _signs(hidden: int, means: Means) -> Signs:
     return Signs("tanh 6-r-1", "start", aside["eigenvalues"].numpy(), float(aside["tau"]))
 
 
-def _sweep(name: str, runs: list[SweptRun], means: Means) -> Sweep | str:
-    """2c: one population; or why it is left out."""
+def _sweep(name: str, runs: Sequence[SweptRun], means: Means) -> Sweep | str:
+    """2c: the bounds at the ends of one population, certified or not; or why it is left out."""
     widths = sorted({r.width for r in runs})
     made = []
     for number, width in enumerate(widths):
@@ -123,10 +128,12 @@ def _sweep(name: str, runs: list[SweptRun], means: Means) -> Sweep | str:
         aside = means.pieces.get(label)
         if aside is None:
             problems = [r.problem() for r in runs if r.width == width][: means.scale.networks]
+            if problems[0].loss != "mse":
+                return "they are of the squared error"
             stack, theta = build_stack(problems, device=means.device)
             numbers = stack.count * stack.outputs * stack.parameters**2
             if numbers > MOST_NUMBERS:
-                return f"2c needs the Hessians of all single outputs: {numbers:.0e} numbers at width {width}"
+                return f"they need the Hessians of all single outputs, {numbers:.0e} numbers at width {width}"
             try:
                 found = interpolation(stack, theta)
             except ProblemError as error:
@@ -137,3 +144,50 @@ def _sweep(name: str, runs: list[SweptRun], means: Means) -> Sweep | str:
         values = {n: v.numpy() if v.dim() else v.item() for n, v in aside.items()}
         made.append(AtWidth(width=width, **values))
     return Sweep(name, made)
+
+
+def _course(name: str, runs: Sequence[SweptRun], means: Means) -> list[Stage] | str:
+    """2c: loss, zeros and negative mass at every stage of training that all runs have; or why they are not counted."""
+    common = set.intersection(*(set(r.stages) for r in runs))
+    made = list[Stage]()
+    stages: list[int | str] = ["start", *sorted(common), "end"]
+    for stage in stages:
+        for width in sorted({r.width for r in runs}):
+            found = [m for r in runs if r.width == width and (m := _at(r, stage)) is not None]
+            if not found:
+                continue
+            means.tell(f"2c, {name}, {stage}, width {width}", 0, 1)
+            words = f"step {stage}" if isinstance(stage, int) else stage
+            label = f"2c, training, {name}, {words}, {width}"
+            aside = means.pieces.get(label)
+            if aside is None:
+                aside = _stage(found, means)
+                if isinstance(aside, str):
+                    return f"{aside} at width {width}"
+                means.pieces.put(label, aside)
+            made.append(Stage(width, words, *(aside[k].numpy() for k in ("loss", "zeros", "negative_mass"))))
+    return made
+
+
+def _at(run: SweptRun, stage: int | str) -> Callable[[], Problem] | None:
+    """What makes the run's network at its start, after a step, or at its end."""
+    if isinstance(stage, int):
+        return run.stages[stage]
+    return run.start if stage == "start" else run.problem
+
+
+def _stage(makers: Sequence[Callable[[], Problem]], means: Means) -> dict[str, torch.Tensor] | str:
+    """Of some networks; or why not."""
+    parameters = sum(p.numel() for p in trainable(makers[0]().model).values())
+    if parameters > MOST_PARAMETERS:
+        return f"{parameters:,} parameters: dense Hessians are counted up to {MOST_PARAMETERS:,}"
+    most = max(FEWEST, min(means.scale.networks, MOST_ENTRIES // parameters**2))
+    try:
+        found = counts(*build_stack([make() for make in makers[:most]], device=means.device))
+    except (ProblemError, NumericalError) as error:
+        return error.message
+    return {
+        "loss": torch.as_tensor(found.loss),
+        "zeros": torch.as_tensor(found.zeros / found.parameters),
+        "negative_mass": torch.as_tensor(found.negative_mass),
+    }

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from landscape.certificate import Certificate
@@ -28,6 +28,7 @@ class SweptRun:
         certificate: of the final weights; None without one.
         problem, start: make the final and the initial network with data and loss; start is None where its checkpoint
             is not there.
+        stages: the same by step for every checkpoint in between.
     """
 
     name: str
@@ -37,6 +38,7 @@ class SweptRun:
     certificate: Certificate | None
     problem: Callable[[], Problem]
     start: Callable[[], Problem] | None
+    stages: Mapping[int, Callable[[], Problem]] = field(default_factory=dict)
 
     @property
     def width(self) -> int:

@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 
 from landscape.certificate import TAU
-from landscape.certifying import HESSIAN_BYTES, dense_hessians
+from landscape.certifying import HESSIAN_BYTES, DenseHessians, dense_hessians
 from landscape.ensemble import Stack
 from landscape.errors import ProblemError
 
@@ -71,6 +71,42 @@ class Interpolation:
         return np.asarray((self.lambda_min >= self.bound - self.rounding) & enough)
 
 
+@dataclass(frozen=True, eq=False)
+class Counts:
+    """Of S networks of P parameters, any loss: L, eigenvalues within τ max |λ| of zero, those below −τ max |λ|, and the
+    share of these in Σ |λ| [S each]."""
+
+    loss: np.ndarray
+    zeros: np.ndarray
+    negative: np.ndarray
+    negative_mass: np.ndarray
+    parameters: int
+
+
+def counts(stack: Stack, theta: Tensor, *, tau: float = TAU) -> Counts:
+    """From the dense Hessians of all members at θ [S, P]."""
+    values = torch.cat([h.values for h in _dense(stack, theta)])
+    found = {"loss": stack.values(theta), **_counted(values, tau)}
+    return Counts(**{name: t.cpu().numpy() for name, t in found.items()}, parameters=stack.parameters)
+
+
+def _dense(stack: Stack, theta: Tensor) -> list[DenseHessians]:
+    size = max(1, HESSIAN_BYTES // (8 * stack.parameters**2))
+    rows = torch.arange(len(theta), device=theta.device)
+    return [dense_hessians(stack, theta[part], part) for part in torch.split(rows, size)]
+
+
+def _counted(values: Tensor, tau: float) -> dict[str, Tensor]:
+    """Of eigenvalues [S, P]."""
+    floor = tau * values.abs().amax(1, keepdim=True)
+    below = values < -floor
+    return {
+        "zeros": (values.abs() <= floor).sum(1),
+        "negative": below.sum(1),
+        "negative_mass": (values.abs() * below).sum(1) / values.abs().sum(1).clamp(min=1e-300),
+    }
+
+
 def interpolation(stack: Stack, theta: Tensor, *, tau: float = TAU, norm: str = "spectral") -> Interpolation:
     """Spectra, bound and counts of all members at θ [S, P].
 
@@ -87,17 +123,13 @@ def interpolation(stack: Stack, theta: Tensor, *, tau: float = TAU, norm: str = 
     decay = stack.weight_decay
     loss = (stack.values(theta) - 0.5 * decay * theta.square().sum(1)).clamp(min=0)
     curvature = output_curvature(stack, theta, norm=norm)
-    size = max(1, HESSIAN_BYTES // (8 * stack.parameters**2))
-    rows = torch.arange(len(theta), device=theta.device)
-    parts = [dense_hessians(stack, theta[part], part) for part in torch.split(rows, size)]
+    parts = _dense(stack, theta)
     values = torch.cat([h.values for h in parts])
     largest = values.abs().amax(1)
     # As certificates: the asymmetry that was seen, one rounding a column; and the rounding of the bound itself.
     eps = torch.finfo(theta.dtype).eps
     residual = 2 * loss.sqrt() * curvature
     rounding = torch.cat([h.asymmetry for h in parts]) + stack.parameters * eps * (largest + residual)
-    floor = tau * largest.unsqueeze(1)
-    below = values < -floor
     near = (values - decay).abs() <= (residual + rounding).unsqueeze(1)
     found = {
         "loss": loss,
@@ -107,10 +139,8 @@ def interpolation(stack: Stack, theta: Tensor, *, tau: float = TAU, norm: str = 
         "bound": decay - residual,
         "rounding": rounding,
         "flat": near.sum(1),
-        "zeros": (values.abs() <= floor).sum(1),
-        "negative": below.sum(1),
-        "negative_mass": (values.abs() * below).sum(1) / values.abs().sum(1).clamp(min=1e-300),
-        "interpolates": residual <= floor.squeeze(1),
+        **_counted(values, tau),
+        "interpolates": residual <= tau * largest,
     }
     arrays = {name: t.cpu().numpy() for name, t in found.items()}
     residuals = round(stack.count) * stack.outputs
