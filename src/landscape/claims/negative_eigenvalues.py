@@ -335,7 +335,7 @@ CLAIM = Claim(
         ),
         Need(
             "train",
-            "runs with squared error, certified ends",
+            "runs of any loss, certified or not; squared error for the bounds",
             ("width", "seed"),
             f"{LEAST_NETWORKS} networks of each of {LEAST_WIDTHS} widths",
         ),
@@ -344,8 +344,8 @@ CLAIM = Claim(
     "that ended gradient-flat, degenerate or unfinished are counted beside. 2b: of the numbers of negative eigenvalues "
     "of an ensemble the dispersion (T1), neighbouring gaps (T2), how often there is none (T3, where coins would make "
     f"at least {LEAST_NONE:g} such members) and how that falls with P (T4), each against coins and against the "
-    "Gaussian orthogonal ensemble. 2c: both bounds at interpolation at every network, and flat directions and negative "
-    "mass against width. "
+    "Gaussian orthogonal ensemble. 2c: both bounds at interpolation at every network, flat directions and negative mass "
+    "against width. "
     f"Fixed before the data: tests at {LEVEL:g} after Holm's correction over those of one kind, intervals 95 %; a "
     f"correlation below {WEAK:g} is weak; if more than {UNFINISHED:.0%} of the searches are unfinished, the others are "
     "a selection. The claim is supported or contradicted if all decided parts say so, conditional if they differ, and "
