@@ -4,7 +4,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 
-.PHONY: demo test test-fast lint format bench clean
+.PHONY: demo test test-fast lint format bench results-page clean
 
 # torch first and alone: with it pinned and present, nothing else can pull a CUDA build of several GB.
 $(STAMP): pyproject.toml constraints.txt
@@ -36,6 +36,10 @@ format: $(STAMP)
 
 bench: $(STAMP)
 	$(BIN)/python benchmarks/run.py
+
+# docs/results/report.md from the result files beside it
+results-page: $(STAMP)
+	$(BIN)/landscape report docs/results --format markdown --title "Claims decided on two cores"
 
 clean:
 	rm -rf $(VENV) demo landscape-results

@@ -69,3 +69,20 @@ def test_makefile_runs_what_the_readme_promises() -> None:
     for target, expected in (("demo", "landscape spectrum"), ("test", "pytest")):
         shown = subprocess.run(["make", "-n", target], cwd=ROOT, capture_output=True, text=True, check=True).stdout
         assert expected in shown
+
+
+def test_the_results_page_is_made_from_its_result_files(tmp_path: Path) -> None:
+    """`docs/results/report.md` and its figures are what `landscape report` writes of the files beside them."""
+    folder = ROOT / "docs" / "results"
+    made = tmp_path / "docs" / "results"
+    shutil.copytree(folder, made, ignore=shutil.ignore_patterns("report*"))
+    command = [sys.executable, "-m", "landscape", "report", "docs/results", "--format", "markdown"]
+    done = subprocess.run(
+        [*command, "--title", "Claims decided on two cores"], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert (made / "report.md").read_text() == (folder / "report.md").read_text(), "make results-page"
+    figures = sorted(p.name for p in (folder / "report-figures").iterdir())
+    assert sorted(p.name for p in (made / "report-figures").iterdir()) == figures
+    for figure in (made / "report-figures").iterdir():
+        assert figure.read_bytes() == (folder / "report-figures" / figure.name).read_bytes(), figure.name

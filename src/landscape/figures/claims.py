@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from landscape.figures.quantities import SpectrumLike
 from landscape.figures.style import MUTED, new_figure, paper_style, sequence_colours
@@ -26,8 +27,12 @@ def draw_check(result: SpectrumLike) -> Figure:
     with paper_style():
         figure = new_figure(HEIGHT * rows + 0.4, head=0.4)
         axes = np.atleast_1d(figure.subplots(rows, min(COLUMNS, max(1, len(panels))))).ravel()
+        explained: set[tuple[str, ...]] = set()
         for number, (place, panel) in enumerate(zip(axes, panels, strict=False)):
-            _draw_panel(place, arrays, panel, "abcdefghijklmnopqrstuvwxyz"[number % 26])
+            names = _draw_panel(place, arrays, panel, "abcdefghijklmnopqrstuvwxyz"[number % 26])
+            if names not in explained:  # panels of one kind share the legend of the first
+                explained.add(names)
+                place.legend(fontsize=5.6, frameon=True, framealpha=0.85, edgecolor="none")
         for place in axes[len(panels) :]:
             place.set_axis_off()
         words = f"{result.attributes['claim']}: {result.attributes['verdict']}"
@@ -45,7 +50,8 @@ def draw_check(result: SpectrumLike) -> Figure:
     return figure
 
 
-def _draw_panel(axes: Axes, arrays: dict[str, Any], panel: str, letter: str) -> None:
+def _draw_panel(axes: Axes, arrays: dict[str, Any], panel: str, letter: str) -> tuple[str, ...]:
+    """Draw a panel; the names of its series."""
     inside = arrays["curve_panel"] == panel
     names = list(dict.fromkeys(str(s) for s in arrays["curve_series"][inside]))
     values = []
@@ -72,5 +78,7 @@ def _draw_panel(axes: Axes, arrays: dict[str, Any], panel: str, letter: str) -> 
         axes.set_yscale("log")
     axes.set_xlabel(str(arrays["curve_x_label"][inside][0]))
     axes.set_ylabel(str(arrays["curve_y_label"][inside][0]))
-    axes.set_title(textwrap.fill(f"{letter}   {panel}", 40), fontweight="bold", fontsize=6.4, parse_math=False)
-    axes.legend(fontsize=5.6)
+    axes.set_title(textwrap.fill(f"{letter}   {panel}", 36), fontweight="bold", fontsize=6.4, parse_math=False)
+    if np.all(arrays["curve_x"][inside] % 1 == 0):
+        axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
+    return tuple(names)
