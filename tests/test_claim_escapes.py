@@ -91,6 +91,16 @@ def test_false_claims_are_seldom_supported() -> None:
     assert supported <= 20  # the level is 1 %
 
 
+def test_too_few_tickets_tried_decide_nothing() -> None:
+    """That none of 15 of 495 tickets wins does not say that none does."""
+    wide, nobody = np.ones(60, dtype=bool), np.zeros(60, dtype=int)
+    for tried, total, verdict in ((15, 495, "undetermined"), (50, 495, "supported"), (15, 15, "supported")):
+        pairs = [Pairs(12, wide, nobody, tried, total)]
+        (part,) = [p for p in decide(Evidence([Population("t", 4, {}, (), pairs)])).parts if "own tickets" in p.name]
+        assert part.verdict == verdict
+        assert ("only 15 of the 50" in part.note) == (tried < min(total, 50))
+
+
 def test_relabelled_seeds_change_nothing() -> None:
     rng = np.random.default_rng(2)
     population = escaping(rng)

@@ -34,6 +34,8 @@ NAME = "escape-dimensions"
 LEVEL = 0.01
 # Fewer independent units than this decide nothing.
 LEAST_SEEDS, LEAST_TICKETS = 20, 8
+# Tickets of a start that must have been tried before "none wins alone" means anything, if there are so many.
+LEAST_TRIED = 50
 # The lottery reading predicts that a kept winning ticket wins always; less than this share is not always.
 ALWAYS = 0.95
 
@@ -159,7 +161,8 @@ def _pairs(p: Population) -> list[Part]:
     for pair in p.pairs:
         ticket = pair.winners > 0
         p_value, share = mcnemar_pairs(ticket, pair.wide)
-        n, enough = len(ticket), len(ticket) >= LEAST_SEEDS
+        n, least = len(ticket), min(pair.total, LEAST_TRIED)
+        enough = n >= LEAST_SEEDS and pair.tried >= least
         verdict = "undetermined"
         if enough and p_value < LEVEL:
             verdict = "supported" if share.value > 0.5 else "contradicted"
@@ -170,7 +173,7 @@ def _pairs(p: Population) -> list[Part]:
             Part(
                 f"{p.name}: width {pair.width} against its own tickets", verdict,
                 "share of the wide network among starts where one alone wins", share.value, share.low, share.high, n,
-                note + few(n, LEAST_SEEDS, "; "),
+                note + few(n, LEAST_SEEDS, "; ") + few(pair.tried, least, "; tickets: "),
             )
         )  # fmt: skip
     return parts

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -10,7 +11,7 @@ import numpy as np
 import torch
 
 from landscape.claim import Excluded
-from landscape.claims.escape_dimensions import Evidence, Kept, Pairs, Population
+from landscape.claims.escape_dimensions import LEAST_TRIED, Evidence, Kept, Pairs, Population
 from landscape.data.teacher import teacher_weights
 from landscape.escape_splits import SUCCESS, Splits
 from landscape.evidence.runs import Means, SweptRun, usable
@@ -37,7 +38,8 @@ class Scale:
 
     Attributes:
         minima: bad minima whose neurons are split. kicks: controls of each split. starts: of each width whose tickets
-            are trained alone; tickets: of each start, at most. kept: winning tickets, each with so many redraws.
+            are trained alone; tickets: of each start, at most (widths that would need more are left out). kept: winning
+            tickets, each with so many redraws.
         first_order: widths whose tickets are trained alone where that takes a first-order optimiser.
         large: minima that are split where networks have more than `LARGE` parameters.
         steps: iterations of every training, at most.
@@ -170,6 +172,8 @@ def _tickets(name: str, runs: Sequence[SweptRun], means: Means) -> tuple[list[Pa
     wider = [w for w in widths[1:] if any(x.width == w and x.start is not None for x in runs)]
     if first is not None:
         wider = wider[: means.scale.first_order] if isinstance(first, FirstOrder) else []
+    enough = min(means.scale.tickets, LEAST_TRIED)
+    wider = [w for w in wider if min(math.comb(w, widths[0]), LEAST_TRIED) <= enough]
     pairs, kept = list[Pairs](), list[Kept]()
     middle = widths[len(widths) // 2] if len(widths) > 2 else widths[-1]
     for width in wider:
