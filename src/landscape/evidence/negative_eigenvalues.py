@@ -120,8 +120,8 @@ def _signs(hidden: int, means: Means) -> Signs:
 
 def _sweep(name: str, runs: Sequence[SweptRun], means: Means) -> Sweep | str:
     """2c: the bounds at the ends of one population, certified or not; or why it is left out."""
-    widths = sorted({r.width for r in runs})
-    made = []
+    widths = sorted({r.width for r in runs}, reverse=True)  # what is too large is found out first
+    made = list[AtWidth]()
     for number, width in enumerate(widths):
         means.tell(f"2c, {name}", number, len(widths))
         label = f"2c, {name}, {width}"
@@ -142,7 +142,7 @@ def _sweep(name: str, runs: Sequence[SweptRun], means: Means) -> Sweep | str:
             aside = {n: torch.as_tensor(np.asarray(getattr(found, n))) for n in names}
             means.pieces.put(label, aside)
         values = {n: v.numpy() if v.dim() else v.item() for n, v in aside.items()}
-        made.append(AtWidth(width=width, **values))
+        made.insert(0, AtWidth(width=width, **values))
     return Sweep(name, made)
 
 
