@@ -21,7 +21,7 @@ from landscape.analyses.widen import widen
 from landscape.claims import escape_dimensions as claim
 from landscape.framing import Beside
 from landscape.problem import Problem
-from landscape.result_checks import Checked, checked
+from landscape.result_checks import Checked, Read, checked
 from landscape.result_slices import Sliced
 from landscape.results import AXES, Descended, Spectrum, Spent
 from landscape.store import FORMAT, write_result
@@ -79,7 +79,7 @@ def full_check() -> Checked:
     losses = {4: np.array([1e-20, 1e-2]), 5: np.array([1e-20, 1e-20])}
     evidence = claim.Evidence([claim.Population("made up", 4, losses)])
     spent = Spent(0, 1.0, "float64", "cpu", {"notes": ()})
-    return checked(claim.CLAIM, claim.decide(evidence), claim.draw(evidence), 4, spent)
+    return checked(claim.CLAIM, claim.decide(evidence), claim.draw(evidence), [Read("made", 4, "[sweep]")], spent)
 
 
 def full_slice() -> Sliced:
