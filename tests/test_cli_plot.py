@@ -98,7 +98,8 @@ def test_repetition_replaces_our_own_figure_by_the_same_bytes(sweep: Path, run: 
     first = target.read_bytes()
     assert run(one(sweep), "-o", target)[0] == 0
     assert target.read_bytes() == first
-    assert run(one(sweep), "-o", "new/folder")[1] == "new/folder/final.spectrum.png\n"
+    code, out, err = run(one(sweep), "-o", "new/folder")
+    assert (code, out) == (0, "new/folder/final.spectrum.png\n"), err
 
 
 def test_a_foreign_file_is_left_alone_unless_forced(sweep: Path, run: Run) -> None:
