@@ -40,7 +40,7 @@ class Opened:
         minimum: number of the minimum [K]. foretold, found: negative eigenvalues [K]. reached: lower loss of both sides
             of the way out, NaN where none opened [K]. channel: whether that end runs to infinity [K].
         wide, narrow: losses after random kicks in the wide network, orthogonal to the way out, and in the narrow one
-            [K, C]; NaN where no way opened.
+            [K, C], of both sides of a kick the lower one, as of the way out; NaN where no way opened.
     """
 
     minimum: np.ndarray
@@ -86,7 +86,7 @@ def split_minima(
         rows = [k for k, (_, s) in enumerate(every) if len(s.shares) == copies]
         wide = [_wide(problems[every[k][0]], objectives[every[k][0]], hidden, every[k][1]) for k in rows]
         followed = _Followed(
-            *build_stack(wide),
+            *build_stack(wide, device=device),
             Way("minimum", steps, keep_points=False, patience=PATIENCE),
             controls,
             generator,
@@ -142,11 +142,9 @@ class _Followed:
         if not self.controls:
             return
         length = sides.step.abs().gather(1, sides.value.argmin(1, keepdim=True)).squeeze(1)
-        wide = kicks(at, length, self.controls, self.generator, along).flatten(0, 1)
-        found.wide[places] = self._kicked(part.of(members.repeat_interleave(self.controls)), wide, "kicks, wide")
+        found.wide[places] = self._kicked(part, at, length, along, "kicks, wide")
         owners = torch.as_tensor(found.minimum[places], device=self.theta.device)
-        small = kicks(points[owners], length, self.controls, self.generator).flatten(0, 1)
-        found.narrow[places] = self._kicked(narrow.of(owners.repeat_interleave(self.controls)), small, "kicks, narrow")
+        found.narrow[places] = self._kicked(narrow.of(owners), points[owners], length, None, "kicks, narrow")
 
     def _inertia(self, found: Opened, rows: np.ndarray) -> Tensor:
         """Negative eigenvalues of every wide Hessian; the lowest eigenvectors [A, P]."""
@@ -162,9 +160,14 @@ class _Followed:
                 self.progress("wide Hessians", begin + len(index), len(rows))
         return lowest
 
-    def _kicked(self, stack: Stack, starts: Tensor, words: str) -> np.ndarray:
-        ended, _ = descend_stack(stack, starts, self.way, self._told(words))
-        return ended.value.reshape(-1, self.controls).cpu().numpy()
+    def _kicked(self, stack: Stack, at: Tensor, length: Tensor, away: Tensor | None, words: str) -> np.ndarray:
+        """Losses after kicks of these lengths [A, C]: of both sides of a kick the lower one."""
+        moved = kicks(at, length, self.controls, self.generator, away)
+        both = torch.stack([moved, 2 * at.unsqueeze(1) - moved], 2).flatten(0, 2)
+        members = torch.arange(len(at), device=at.device).repeat_interleave(2 * self.controls)
+        ended, _ = descend_stack(stack.of(members), both, self.way, self._told(words))
+        lower = torch.nan_to_num(ended.value, nan=torch.inf).reshape(len(at), self.controls, 2).amin(2)
+        return lower.cpu().numpy()
 
     def _channels(self, stack: Stack, theta: Tensor, paths: list[Trajectory]) -> list[bool]:
         made = certify_stack(stack, theta, halves=[p.second_half for p in paths])
