@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +11,7 @@ import pytest
 import torch
 from torch import nn
 
+from commands import run
 from landscape.claims import negative_eigenvalues as signs
 from landscape.claims.escape_dimensions import CLAIM, Evidence, Kept, Pairs, Population, decide, draw
 from landscape.cli.check_runs import read_runs
@@ -224,13 +222,6 @@ dtype = "float64"
 save_dtype = "float64"
 save = [0]
 """
-
-
-def run(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
-    # PyTorch itself warns of torch.jit when forward-mode rules are loaded.
-    command = [sys.executable, "-W", "error", "-W", "ignore::DeprecationWarning", "-m", "landscape", *arguments]
-    environment = {**os.environ, "COLUMNS": "80", "OMP_NUM_THREADS": "1"}
-    return subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=280, env=environment, check=False)
 
 
 def signs_of_a_sweep(folder: Path) -> None:

@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 import torch
 
+import commands
 from landscape.checkpoint import write_checkpoint
 from landscape.models import build_model
 from landscape.store import list_groups, read_result
@@ -44,9 +45,7 @@ def command(*arguments: str) -> list[str]:
 
 
 def run(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        command(*arguments), cwd=cwd, capture_output=True, text=True, timeout=240, env=environment(cwd), check=False
-    )
+    return commands.run(*arguments, cwd=cwd, XDG_CACHE_HOME=str(cwd / "cache"))
 
 
 def surface(path: Path) -> np.ndarray:

@@ -16,6 +16,7 @@ import pytest
 import torch
 import xarray
 
+from commands import run as landscape
 from landscape.spectral.settings import SpectrumSettings
 from landscape.store import read_result
 
@@ -44,12 +45,6 @@ class Noise(nn.Module):
     def forward(self, x):
         return x + 0.1 * torch.randn_like(x)
 """
-
-
-def landscape(*arguments: object, cwd: Path, **kwargs: object) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "landscape", *map(str, arguments)]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "80"}
-    return subprocess.run(command, cwd=cwd, capture_output=True, text=True, env=environment, timeout=300, **kwargs)
 
 
 @pytest.fixture

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 
+import commands
 from landscape.cli.train import train
 from landscape.errors import BatchError, NumericalError, StorageError
 from landscape.sweep import plan, read_sweep
@@ -51,7 +52,7 @@ def command(sweep: Path, out: Path, *options: str) -> list[str]:
 
 
 def run(sweep: Path, out: Path, *options: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(command(sweep, out, *options), capture_output=True, text=True, timeout=120, check=False)
+    return commands.run("train", sweep, "--out", out, *options, cwd=sweep.parent)
 
 
 def files(out: Path) -> dict[str, bytes]:

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from commands import run
 from landscape.checkpoint import read_checkpoint, write_checkpoint
 from landscape.loading import load_problem
 from landscape.models import build_model
@@ -20,12 +21,6 @@ from landscape.store import list_groups
 from test_descend import MODEL, TEACHER
 
 PAGE = Path(__file__).parents[1] / "docs" / "widening.md"
-
-
-def run(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-W", "error", "-m", "landscape", *arguments]
-    environment = {**os.environ, "COLUMNS": "80", "OMP_NUM_THREADS": "1"}
-    return subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=240, env=environment, check=False)
 
 
 @pytest.fixture(scope="module")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -14,6 +13,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+import commands
 from landscape import descend
 from landscape.analyses.descend import DescendSettings, run_descents
 from landscape.certificate import from_dict
@@ -280,9 +280,7 @@ def test_trajectories_keep_the_ends_and_not_too_much() -> None:
 
 
 def run(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-W", "error", "-m", "landscape", "descend", *arguments]
-    environment = {**os.environ, "COLUMNS": "80", "OMP_NUM_THREADS": "1"}
-    return subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=240, env=environment, check=False)
+    return commands.run("descend", *arguments, cwd=cwd)
 
 
 def save(path: Path, seed: int, dtype: torch.dtype = torch.float64) -> Path:

@@ -12,6 +12,8 @@ from pathlib import Path
 
 import pytest
 
+import commands
+
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text()
 
@@ -76,10 +78,8 @@ def test_the_results_page_is_made_from_its_result_files(tmp_path: Path) -> None:
     folder = ROOT / "docs" / "results"
     made = tmp_path / "docs" / "results"
     shutil.copytree(folder, made, ignore=shutil.ignore_patterns("report*"))
-    command = [sys.executable, "-m", "landscape", "report", "docs/results", "--format", "markdown"]
-    done = subprocess.run(
-        [*command, "--title", "Claims decided on two cores"], cwd=tmp_path, capture_output=True, text=True, check=False
-    )
+    title = ("--title", "Claims decided on two cores")
+    done = commands.run("report", "docs/results", "--format", "markdown", *title, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert (made / "report.md").read_text() == (folder / "report.md").read_text(), "make results-page"
     figures = sorted(p.name for p in (folder / "report-figures").iterdir())

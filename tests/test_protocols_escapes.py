@@ -15,6 +15,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from commands import run
 from landscape.analyses.widen import widen
 from landscape.atomic import locked
 from landscape.cli.check_runs import read_runs
@@ -30,7 +31,7 @@ from landscape.protocols.tickets import train_alone
 from landscape.stacking import build_stack
 from landscape.store import read_result
 from test_certificate import fixture_problem
-from test_claim_escapes import SWEEP, run
+from test_claim_escapes import SWEEP
 
 
 @pytest.mark.slow

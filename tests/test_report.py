@@ -6,7 +6,6 @@ import json
 import re
 import shutil
 import subprocess
-import sys
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+import commands
 from landscape.claims.escape_dimensions import CLAIM, Evidence, decide, draw
 from landscape.reports.claims import section, summary
 from landscape.reports.document import Cell, Document, Heading, Paragraph, Table
@@ -48,8 +48,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def report(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-W", "error", "-m", "landscape", "report", *arguments]
-    return subprocess.run(command, capture_output=True, text=True, timeout=120, cwd=cwd, check=False)
+    return commands.run("report", *arguments, cwd=cwd)
 
 
 class Texts(HTMLParser):

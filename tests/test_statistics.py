@@ -262,17 +262,18 @@ def test_null_with_one_ticket_is_fisher() -> None:
     for a, b in ((40, 48), (30, 10), (60, 60), (0, 0)):
         table = [[a, 60 - a], [b, 60 - b]]
         fisher = min(1.0, 2 * min(stats.fisher_exact(table, side)[1] for side in ("less", "greater")))
-        found = s.null_p_value(a, 60, b, 60, 7, 4, "disjoint", rng(11), draws=40_000)
-        assert found == pytest.approx(fisher, rel=0.05, abs=1e-4)
+        found = s.null_p_value(a, 60, b, 60, 7, 4, "disjoint")
+        assert found.low * (1 - 1e-9) <= fisher <= found.value * (1 + 1e-9)
+        assert found.value == found.high < found.low + 2.1e-4
 
 
 def test_null_interval_and_p_value_agree() -> None:
     for kind, m in (("disjoint", 8), ("all", 5)):
-        found = s.null_interval(20, 60, 60, m, 4, kind, rng(12), 40_000)  # type: ignore[arg-type]
+        found = s.null_interval(20, 60, 60, m, 4, kind)  # type: ignore[arg-type]
         for k in range(61):
-            p = s.null_p_value(k, 60, 20, 60, m, 4, kind, rng(k), 4000)  # type: ignore[arg-type]
-            if p < 0.04 or p > 0.06:
-                assert inside(found, k / 60) == (p > 0.05)
+            p = s.null_p_value(k, 60, 20, 60, m, 4, kind)  # type: ignore[arg-type]
+            if p.high < 0.049 or p.low > 0.051:
+                assert inside(found, k / 60) == (p.value > 0.05)
 
 
 @pytest.mark.parametrize("kind", ["disjoint", "all"])
@@ -282,12 +283,12 @@ def test_null_errors_although_p_is_estimated(kind: Any, p: float) -> None:
 
     @cache
     def p_value(at_m: int, at_r: int) -> float:
-        return s.null_p_value(at_m, n, at_r, n, m, 4, kind, rng(14), 1000)
+        return s.null_p_value(at_m, n, at_r, n, m, 4, kind).value
 
     narrow = r.binomial(n, p, SWEEPS).tolist()
     wide = r.binomial(n, float(s.NULLS[kind](p, m, 4)), SWEEPS).tolist()
     assert np.mean([p_value(a, b) <= 0.05 for a, b in zip(wide, narrow, strict=True)]) <= at_most(0.05)
-    predicted = cache(lambda b: s.null_interval(b, n, n, m, 4, kind, rng(15), 1000))
+    predicted = cache(lambda b: s.null_interval(b, n, n, m, 4, kind))
     assert np.mean([inside(predicted(b), a / n) for a, b in zip(wide, narrow, strict=True)]) >= 0.92
 
 
@@ -296,7 +297,7 @@ def test_null_power() -> None:
     r = rng(16)
     for kind in ("disjoint", "all"):
         pairs = zip(r.binomial(60, 0.8, 200).tolist(), r.binomial(60, 0.3, 200).tolist(), strict=True)
-        found = [s.null_p_value(a, 60, b, 60, 8, 4, kind, r, 1000) <= 0.05 for a, b in pairs]  # type: ignore[arg-type]
+        found = [s.null_p_value(a, 60, b, 60, 8, 4, kind).value <= 0.05 for a, b in pairs]  # type: ignore[arg-type]
         assert np.mean(found) > 0.8
 
 
@@ -305,8 +306,9 @@ def test_null_power() -> None:
 def test_null_ranges(data: st.DataObject, kind: Any, m: int) -> None:
     n_m, n_r = data.draw(st.integers(0, 80)), data.draw(st.integers(0, 80))
     a, b = data.draw(st.integers(0, n_m)), data.draw(st.integers(0, n_r))
-    assert 0 < s.null_p_value(a, n_m, b, n_r, m, 4, kind, rng(), 200) <= 1
-    found = s.null_interval(b, n_r, n_m, m, 4, kind, rng(), 200)
+    p = s.null_p_value(a, n_m, b, n_r, m, 4, kind)
+    assert 0 <= p.low <= p.value == p.high <= 1
+    found = s.null_interval(b, n_r, n_m, m, 4, kind)
     assert 0 <= found.low <= found.high <= 1
     assert math.isnan(found.value) or inside(found, found.value)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -43,6 +43,44 @@ def dense_hessians(stack: Stack, theta: Tensor, rows: Tensor | None = None) -> D
     finite = torch.isfinite(matrix).flatten(1).all(1)
     safe = torch.where(finite[:, None, None], matrix, torch.zeros_like(matrix))
     return DenseHessians(safe, finite, asymmetry, *torch.linalg.eigh(safe))
+
+
+@dataclass(frozen=True)
+class Inertia:
+    """Of Hessians of a stack, without keeping them.
+
+    Attributes:
+        negative, zero: eigenvalues below −τ max |λ|, and within [A]. lowest: with the error of its matrix [A].
+        vectors: lowest eigenvectors [A, P].
+    """
+
+    negative: Tensor
+    zero: Tensor
+    lowest: Tensor
+    error: Tensor
+    vectors: Tensor
+
+
+def inertia(
+    stack: Stack, theta: Tensor, tau: float, progress: Callable[[str, int, int], None] | None = None
+) -> Inertia:
+    """Signs and lowest eigenpairs of the Hessians at θ [A, P], some at a time."""
+    size = max(1, HESSIAN_BYTES // (8 * stack.parameters**2))
+    negative, zero = (torch.zeros(len(theta), dtype=torch.long, device=theta.device) for _ in range(2))
+    lowest, error, vectors = theta.new_empty(len(theta)), theta.new_empty(len(theta)), torch.empty_like(theta)
+    for begin in range(0, len(theta), size):
+        index = torch.arange(begin, min(begin + size, len(theta)), device=theta.device)
+        matrix, asymmetry = stack.hessians_measured(theta[index], index)
+        values, columns = torch.linalg.eigh(matrix)
+        highest = values.abs().amax(1, keepdim=True)
+        negative[index] = (values < -tau * highest).sum(1)
+        zero[index] = (values.abs() <= tau * highest).sum(1)
+        lowest[index], vectors[index] = values[:, 0], columns[:, :, 0]
+        rounding = math.sqrt(stack.parameters) * torch.finfo(theta.dtype).eps * highest.squeeze(1)
+        error[index] = asymmetry + rounding
+        if progress is not None:
+            progress("wide Hessians", begin + len(index), len(theta))
+    return Inertia(negative, zero, lowest, error, vectors)
 
 
 def certify_stack(

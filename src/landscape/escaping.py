@@ -119,6 +119,39 @@ def follow(
     return Followed(ended.theta, ended.value, certificates, paths)
 
 
+def ways_out(
+    stack: Stack, theta: Tensor, direction: Tensor, way: Way, tau: float, progress: Progress | None = None
+) -> tuple[Followed, Tensor]:
+    """Descents from the best step on either side of θ [A, P] along ±d [A, P]: rows 2a and 2a + 1 of what is followed,
+    and the length [A] of the better step."""
+    sides = best_steps(stack, theta, direction)
+    starts = (theta.unsqueeze(1) + sides.step.unsqueeze(2) * direction.unsqueeze(1)).flatten(0, 1)
+    rows = torch.arange(len(theta), device=theta.device).repeat_interleave(2)
+    ended = follow(stack, starts, rows, way, tau, progress)
+    return ended, sides.step.abs().gather(1, sides.value.argmin(1, keepdim=True)).squeeze(1)
+
+
+def kicked(
+    stack: Stack,
+    theta: Tensor,
+    length: Tensor,
+    count: int,
+    generator: torch.Generator,
+    way: Way,
+    away: Tensor | None = None,
+    progress: Progress | None = None,
+) -> Tensor:
+    """Losses [A, count] reached from random kicks of θ [A, P], see `kicks`; infinite where descents diverge.
+
+    A kick is tried to both its sides and the lower end counts, since a way out has two sides as well.
+    """
+    moved = kicks(theta, length, count, generator, away)
+    both = torch.stack([moved, 2 * theta.unsqueeze(1) - moved], 2).flatten(0, 2)
+    rows = torch.arange(len(theta), device=theta.device).repeat_interleave(2 * count)
+    ended, _ = descend_stack(stack.of(rows), both, way, progress)
+    return torch.nan_to_num(ended.value, nan=torch.inf).reshape(len(theta), count, 2).amin(2)
+
+
 def follow_large(
     stack: Stack,
     objective: Objective,

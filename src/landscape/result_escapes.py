@@ -134,14 +134,14 @@ class Widened(Result):
     )
     side_verdict: np.ndarray | None = field_of("what kind of point that is", "split", "side", optional=True)
     control_loss: np.ndarray | None = field_of(
-        "loss reached from random kicks of the same length, orthogonal to the way out",
+        "loss reached from random kicks of the same length orthogonal to the way out, the lower of both their sides",
         "split",
         "control",
         units=LOSS,
         optional=True,
     )
     narrow_control_loss: np.ndarray | None = field_of(
-        "loss that the narrow network reaches from random kicks of the same length",
+        "loss that the narrow network reaches from random kicks of the same length, the lower of both their sides",
         "split",
         "control",
         units=LOSS,

@@ -210,44 +210,43 @@ def all_tickets(p: ArrayLike, m: int, r: int) -> np.ndarray:
 NULLS: dict[Null, Callable[[ArrayLike, int, int], np.ndarray]] = {"disjoint": disjoint_tickets, "all": all_tickets}
 
 
-def null_interval(
-    successes_r: int, n_r: int, n_m: int, m: int, r: int, kind: Null, rng: np.random.Generator, draws: int = 10_000
-) -> Estimate:
+def null_interval(successes_r: int, n_r: int, n_m: int, m: int, r: int, kind: Null) -> Estimate:
     """Share of n_m starts that succeed at width m, as the null predicts it from successes_r of n_r at width r.
 
     The interval covers both binomial errors: of p, as in `null_p_value`, and of the outcome itself.
     """
     if n_m == 0:
         return Estimate(math.nan, 0.0, 1.0, 0)
-    small, large = _measured(successes_r, n_r, rng, draws)
+    counts = np.arange(n_m + 1)[:, None]
     low, high = (
-        float(np.quantile(rng.binomial(n_m, NULLS[kind](p, m, r)), tail, method="inverted_cdf")) / n_m
-        for p, tail in zip((small, large), TAILS, strict=True)
+        int(np.searchsorted(special.bdtr(counts, n_m, NULLS[kind](p[1:] / 2 + p[:-1] / 2, m, r)).mean(1), tail)) / n_m
+        for p, tail in zip(_measured(successes_r, n_r, 400), TAILS, strict=True)
     )
     value = float(NULLS[kind](successes_r / n_r, m, r)) if n_r else math.nan
     return Estimate(value, float(np.fmin(low, value)), float(np.fmax(high, value)), n_m)
 
 
-def null_p_value(
-    successes_m: int, n_m: int, successes_r: int, n_r: int, m: int, r: int, kind: Null,
-    rng: np.random.Generator, draws: int = 10_000,
-) -> float:  # fmt: skip
+def null_p_value(successes_m: int, n_m: int, successes_r: int, n_r: int, m: int, r: int, kind: Null) -> Estimate:
     """Two-sided p-value of successes_m of n_m at width m under a null whose p was measured at width r.
 
     Each tail is averaged over Clopper & Pearson's (1934) beta distribution of its side, p ~ Beta(s, n − s + 1) for
     few successes, Beta(s + 1, n − s) for many: where the null says "as at width r", this is Fisher's exact test
-    doubled, hence conservative. Never below 2/(draws + 1), what so many draws can tell.
+    doubled, hence conservative. Tails are monotone in p, so that their sums over the ends of equally likely strata
+    enclose the p-value; the upper one is the value.
     """
-    small, large = _measured(successes_r, n_r, rng, draws)
-    fewer = np.sum(stats.binom.cdf(successes_m, n_m, NULLS[kind](small, m, r)))
-    more = np.sum(stats.binom.sf(successes_m - 1, n_m, NULLS[kind](large, m, r)))
-    return min(1.0, 2 * (float(min(fewer, more)) + 1) / (draws + 1))
+    small, large = _measured(successes_r, n_r, 10_000)
+    fewer = special.bdtr(successes_m, n_m, NULLS[kind](small, m, r))
+    more = special.bdtrc(successes_m - 1, n_m, NULLS[kind](large, m, r))
+    low = min(float(fewer[1:].mean()), float(more[:-1].mean()))
+    high = min(float(fewer[:-1].mean()), float(more[1:].mean()))
+    return Estimate(min(1.0, 2 * high), min(1.0, 2 * low), min(1.0, 2 * high), n_m)
 
 
-def _measured(s: int, n: int, rng: np.random.Generator, draws: int) -> tuple[np.ndarray, np.ndarray]:
-    """Values [draws] of a measured probability, leaning low and leaning high."""
-    small = rng.beta(s, n - s + 1, draws) if s > 0 else np.zeros(draws)
-    return small, rng.beta(s + 1, n - s, draws) if s < n else np.ones(draws)
+def _measured(s: int, n: int, strata: int) -> tuple[np.ndarray, np.ndarray]:
+    """Ends [strata + 1] of equally likely strata of a measured probability, leaning low and leaning high."""
+    levels = np.linspace(0, 1, strata + 1)
+    small = special.betaincinv(s, n - s + 1, levels) if s > 0 else np.zeros_like(levels)
+    return small, special.betaincinv(s + 1, n - s, levels) if s < n else np.ones_like(levels)
 
 
 # ---- counting subspaces (Simsek et al. 2021, 2105.12221): affine subspaces, not volume -------------------------------

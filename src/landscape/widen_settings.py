@@ -20,7 +20,7 @@ class WidenSettings:
             graph does not say.
         neurons: which, from 0; () for all. shares: of each split; the default is two inside and two outside [0, 1].
         follow: step along the lowest eigenvector of every split that opens a way out, and descend.
-        controls: random kicks of the same length, in the wide network and in the narrow one.
+        controls: random kicks of the same length, to both sides, in the wide network and in the narrow one.
         smooth: β of the softplus that replaces ReLU; None: ReLU is refused.
         tau: floor of the counts, relative to max |eigenvalue|. steps: iterations of each descent, at most.
         samples, seed, device, memory: as elsewhere.

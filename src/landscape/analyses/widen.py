@@ -14,12 +14,13 @@ from torch import Tensor, nn
 
 from landscape.arithmetic import resolve_device
 from landscape.batches import chosen, read_batches, take
+from landscape.certificate import TAU as VERDICT_TAU
 from landscape.certificate import Certificate
-from landscape.certifying import certify_dense, dense_hessians
+from landscape.certifying import certify_dense, dense_hessians, inertia
 from landscape.descending import Progress, Way
 from landscape.ensemble import Stack
 from landscape.errors import NumericalError, ProblemError
-from landscape.escaping import best_steps, follow, kicks, profile
+from landscape.escaping import kicked, profile, ways_out
 from landscape.objective import Objective, build_objective
 from landscape.problem import Problem, at_point
 from landscape.result_escapes import Widened
@@ -213,28 +214,14 @@ def _spectra(
     stack: Stack, theta: Tensor, rows: list[_Row], offsets: Tensor, settings: WidenSettings, tell: Progress
 ) -> Tensor:
     """Inertia and lowest eigenpair of every wide Hessian; the lowest eigenvectors [A, P]."""
-    directions = torch.empty_like(theta)
+    found = inertia(stack, theta, settings.tau, tell)
     gradients = stack.values_and_gradients(theta)[1].abs().amax(1)
-    size = max(1, 2**26 // stack.parameters**2)
-    for begin in range(0, len(theta), size):
-        index = torch.arange(begin, min(begin + size, len(theta)), device=theta.device)
-        matrix, asymmetry = stack.hessians_measured(theta[index], index)
-        values, vectors = torch.linalg.eigh(matrix)
-        directions[index] = vectors[:, :, 0]
-        floor = settings.tau * values.abs().amax(1)
-        for k, i in enumerate(index.tolist()):
-            row, mine = rows[i], values[k]
-            row.negative = int((mine < -floor[k]).sum())
-            row.zero = int((mine.abs() <= floor[k]).sum())
-            row.lowest = float(mine[0])
-            eps = torch.finfo(theta.dtype).eps
-            row.error = float(asymmetry[k]) + math.sqrt(stack.parameters) * eps * float(mine.abs().max())
-            row.gradient_inf = float(gradients[i])
-        tell("wide Hessians", begin + len(index), len(theta))
-    lines = profile(stack, theta, directions, offsets.expand(len(theta), -1))
-    for row, line in zip(rows, lines, strict=True):
-        row.line = line.cpu().numpy()
-    return directions
+    lines = profile(stack, theta, found.vectors, offsets.expand(len(theta), -1)).cpu().numpy()
+    for i, row in enumerate(rows):
+        row.negative, row.zero = int(found.negative[i]), int(found.zero[i])
+        row.lowest, row.error = float(found.lowest[i]), float(found.error[i])
+        row.gradient_inf, row.line = float(gradients[i]), lines[i]
+    return found.vectors
 
 
 def _offsets(theta: Tensor) -> Tensor:
@@ -260,30 +247,29 @@ def _follow(
     open_ = torch.tensor([i for i, row in enumerate(rows) if row.negative], dtype=torch.long, device=theta.device)
     if not len(open_):
         return
-    part = stack.of(open_)
-    at, along = theta[open_], directions[open_]
-    sides = best_steps(part, at, along)
-    starts = (at.unsqueeze(1) + sides.step.unsqueeze(2) * along.unsqueeze(1)).flatten(0, 1)
+    part, at, along = stack.of(open_), theta[open_], directions[open_]
     way = Way("minimum", settings.steps, keep_points=False)
-    numbers = torch.arange(len(open_), device=theta.device).repeat_interleave(2)
-    ended = follow(part, starts, numbers, way, 1e-6, lambda stage, d, t: tell(f"ways out, {stage}", d, t))
+
+    def told(words: str) -> Progress:
+        return lambda stage, done, total: tell(f"{words}, {stage}", done, total)
+
+    ended, length = ways_out(part, at, along, way, VERDICT_TAU, told("ways out"))
     for k, i in enumerate(open_.tolist()):
         rows[i].sides = [(ended.certificates[2 * k + s].loss, ended.certificates[2 * k + s].verdict) for s in (0, 1)]
     if not settings.controls:
         return
+
+    def reached(stack: Stack, at: Tensor, away: Tensor | None) -> np.ndarray:
+        ends = kicked(stack, at, length, settings.controls, generator, way, away, told("controls"))
+        return ends.cpu().numpy()
+
     generator = torch.Generator().manual_seed(settings.seed)
-    length = sides.step.abs().gather(1, sides.value.argmin(1, keepdim=True)).squeeze(1)
-    wide = kicks(at, length, settings.controls, generator, along).flatten(0, 1)
-    numbers = torch.arange(len(open_), device=theta.device).repeat_interleave(settings.controls)
-    reached = follow(part, wide, numbers, way, 1e-6, lambda stage, d, t: tell(f"controls, {stage}", d, t))
+    wide = reached(part, at, along)
     small, point = build_stack([narrow], objective=objective, memory=settings.memory)
-    narrow_starts = kicks(point.expand(len(open_), -1), length, settings.controls, generator).flatten(0, 1)
-    zeros = torch.zeros(len(narrow_starts), dtype=torch.long, device=theta.device)
-    stayed = follow(small, narrow_starts, zeros, way, 1e-6, lambda stage, d, t: tell(f"controls, {stage}", d, t))
+    alone = torch.zeros_like(open_)
+    stayed = reached(small.of(alone), point[alone], None)
     for k, i in enumerate(open_.tolist()):
-        part_of = slice(k * settings.controls, (k + 1) * settings.controls)
-        rows[i].controls = reached.value[part_of].cpu().numpy()
-        rows[i].narrow_controls = stayed.value[part_of].cpu().numpy()
+        rows[i].controls, rows[i].narrow_controls = wide[k], stayed[k]
 
 
 def _columns(rows: list[_Row], settings: WidenSettings) -> dict[str, Any]:

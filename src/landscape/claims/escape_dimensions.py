@@ -18,10 +18,9 @@ from landscape.escape_splits import DROP, LEAST_MINIMA, SUCCESS, Splits, few, sp
 from landscape.statistics import (
     Estimate,
     Null,
-    all_tickets,
     counting_ratio,
-    disjoint_tickets,
     mcnemar_pairs,
+    null_interval,
     null_p_value,
     paired_bootstrap,
     trend,
@@ -139,17 +138,14 @@ def _width(p: Population) -> list[Part]:
     ]  # fmt: skip
     nulls: tuple[tuple[Null, str], ...] = (("disjoint", "disjoint tickets"), ("all", "independent sub-tickets"))
     for kind, words in nulls:
-        rejected = [
-            null_p_value(won[w], seeds[w], won[p.r], seeds[p.r], w, p.r, kind, np.random.default_rng(0))
-            for w in widths
-            if w > p.r
-        ]
-        least = min(rejected, default=math.nan) * max(1, len(rejected))  # Bonferroni over widths
-        word = "rejected" if least < LEVEL else "not rejected"
+        found = [null_p_value(won[w], seeds[w], won[p.r], seeds[p.r], w, p.r, kind) for w in widths if w > p.r]
+        least = min(found, key=lambda e: e.value)
+        value, low, high = (min(1.0, e * len(found)) for e in (least.value, least.low, least.high))  # Bonferroni
+        word = "rejected" if value < LEVEL else "not rejected"
         parts.append(
             Part(
-                f"{p.name}: null of {words}", "undetermined", "p, Bonferroni over widths", min(1.0, least), math.nan,
-                math.nan, sum(seeds.values()), f"{word}: necessary for the claim, never sufficient", evidence=False,
+                f"{p.name}: null of {words}", "undetermined", "p, Bonferroni over widths", value, low, high,
+                sum(seeds.values()), f"{word}: necessary for the claim, never sufficient", evidence=False,
             )
         )  # fmt: skip
     return parts
@@ -239,14 +235,17 @@ def draw(evidence: Evidence) -> list[Curve]:
 
 def _success_curves(p: Population) -> list[Curve]:
     widths = sorted(p.losses)
-    found = [wilson(int((p.losses[w] < SUCCESS).sum()), len(p.losses[w])) for w in widths]
+    won = {w: int((p.losses[w] < SUCCESS).sum()) for w in widths}
+    seeds = {w: len(p.losses[w]) for w in widths}
+    found = [wilson(won[w], seeds[w]) for w in widths]
     panel, axes = f"success, {p.name}", ("width", "share of seeds at zero loss")
     value, low, high = ([getattr(e, k) for e in found] for k in ("value", "low", "high"))
     curves = [Curve(panel, "trained", *axes, widths, value, low, high)]
-    none = [math.nan] * len(widths)
-    for words, null in (("null: disjoint tickets", disjoint_tickets), ("null: all sub-tickets", all_tickets)):
-        expected = [float(null(found[0].value, w, p.r)) for w in widths]
-        curves.append(Curve(panel, words, *axes, widths, expected, none, none))
+    nulls: tuple[tuple[Null, str], ...] = (("disjoint", "null: disjoint tickets"), ("all", "null: all sub-tickets"))
+    for kind, words in nulls:
+        foretold = [null_interval(won[p.r], seeds[p.r], seeds[w], w, p.r, kind) for w in widths]
+        value, low, high = ([getattr(e, k) for e in foretold] for k in ("value", "low", "high"))
+        curves.append(Curve(panel, words, *axes, widths, value, low, high))
     for pair in p.pairs:
         ticket = wilson(int((pair.winners > 0).sum()), len(pair.winners))
         row = ([pair.width], [ticket.value], [ticket.low], [ticket.high])

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -12,8 +10,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import typer
-
+from landscape.cli import worker
 from landscape.cli.jobs import Source
 from landscape.cli.terminal import print_note
 from landscape.errors import StorageError, UsageError
@@ -29,8 +26,8 @@ if TYPE_CHECKING:
     Report = Callable[[str, int, int], None]
     Groups = Mapping[str, Sequence[SweptRun]]
 
-# A worker says how far it is in lines that begin so, and not more often.
-SAYS, TELL_SECONDS = "@experiment ", 1.0
+# A worker says how far its experiment is not more often than that.
+TELL_SECONDS = 1.0
 
 
 @dataclass(frozen=True)
@@ -97,7 +94,7 @@ def decide(request: Request, folders: list[str]) -> tuple[Checked, Provenance, P
             settings["budget"] = asdict(request.evidence.SCALES[request.scale])
             provenance = _provenance(key, settings, identity({"files": hashes}), made)
             write_result(place, made, provenance, force=request.force)
-            for path in [_aside(place), *_parts(place)]:
+            for path in [_aside(place), *worker.parts(place, left_behind=True)]:
                 discard(path)
     return made, provenance, place
 
@@ -160,14 +157,6 @@ def _aside(place: Path) -> Path:
     return place.with_name(f".{place.name}.pieces")
 
 
-def _part(place: Path, number: int) -> Path:
-    return place.with_name(f".{place.name}.pieces-{number}")
-
-
-def _parts(place: Path) -> list[Path]:
-    return sorted(place.parent.glob(f".{place.name}.pieces-*"))
-
-
 def _folders_of(folders: list[str], groups: Groups) -> dict[str, list[str]]:
     """Of every population, those of the named paths under which it lies: a worker need not read the others."""
     from landscape.cli.targets import expand
@@ -190,26 +179,32 @@ def _in_workers(
 ) -> None:
     """Every experiment in a process of its own, some at a time; what they put aside is collected.
 
-    One that fails is done again by the caller, which then says why.
+    One that fails is done again by the caller, which then says why; its own words would be the same once more.
     """
-    from landscape.executors import Task, print_line, run_batch
+    from landscape.executors import Outcome, Task, print_line, run_batch
     from landscape.piece_files import kept_pieces
 
     place, finished = request.place, [0]
+    said: dict[str, list[str]] = {}
 
-    def take(*_: Any) -> None:
-        for part in _parts(place):
+    def take() -> None:
+        for part in worker.parts(place):
             pieces.take(kept_pieces(part, key).everything)
 
-    def on_done(*_: Any) -> None:
+    def on_done(outcome: Outcome) -> None:
         finished[0] += 1
+        if outcome.ok:
+            for line in said.get(outcome.task.label, []):
+                print_line(outcome.task, line)
+        else:
+            print_note(f"{outcome.task.label}: its worker failed; what it left is done here", request.quiet)
         take()
 
     def on_line(task: Task, line: str) -> None:
-        if line.startswith(SAYS):
-            report(line.removeprefix(SAYS), finished[0], len(units))
+        if line.startswith(worker.SAYS):
+            report(line.removeprefix(worker.SAYS), finished[0], len(units))
         else:
-            print_line(task, line)
+            said.setdefault(task.label, []).append(line)
 
     take()
     base = _arguments(request)
@@ -225,17 +220,9 @@ def _in_workers(
 
 def _arguments(request: Request) -> list[str]:
     """The command line of a worker, but for its runs and its experiment."""
-    source = request.source
     found = ["--claim", request.claim, "--scale", request.scale, "--seed", str(request.seed), "--quiet"]
     found += ["--out", str(request.out), "--device", request.device]
-    pairs = [
-        ("--problem", source.problem),
-        *(("--set", f"{k}={v}") for k, v in source.sets.items()),
-        ("--data", source.data),
-        ("--loss", source.loss),
-        *(("--allow-global", name) for name in source.allow_globals),
-    ]
-    return [*found, *(word for option, value in pairs if value is not None for word in (option, str(value)))]
+    return [*found, *worker.words(worker.source_options(request.source))]
 
 
 def run_unit(request: Request, folders: list[str], unit: str) -> None:
@@ -251,23 +238,9 @@ def run_unit(request: Request, folders: list[str], unit: str) -> None:
     except (ValueError, KeyError, TypeError):
         raise UsageError("--unit is for workers that `landscape check` starts", "leave it out") from None
     groups = populations(read_runs(folders, request.source)[0]) if folders else {}
-    own = kept_pieces(_part(request.place, number), key)
+    own = kept_pieces(worker.part(request.place, number), key)
     own.take(kept_pieces(_aside(request.place), key).everything)
     device = str(resolve_device(request.device))
-    means = Means(request.evidence.SCALES[request.scale], request.seed, device, _teller(), own)
+    tell = worker.teller(lambda stage, done, total: f"{stage} ({done} of {total})", TELL_SECONDS)
+    means = Means(request.evidence.SCALES[request.scale], request.seed, device, tell, own)
     request.evidence.work(groups, chosen, means)
-
-
-def _teller() -> Report:
-    """Says now and then how far the experiment is; stops when the parent is gone."""
-    parent, last = os.getppid(), [0.0]
-
-    def tell(stage: str, done: int, total: int) -> None:
-        if os.getppid() != parent:
-            raise typer.Exit(1)
-        if time.monotonic() - last[0] > TELL_SECONDS:
-            last[0] = time.monotonic()
-            sys.stderr.write(f"{SAYS}{stage} ({done} of {total})\n")
-            sys.stderr.flush()
-
-    return tell

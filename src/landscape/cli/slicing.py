@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import os
-import sys
 import time
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import typer
 
+from landscape.cli import worker
 from landscape.cli.jobs import Job, Source, load_job
 from landscape.cli.slice_inputs import Inputs, load_beside, sha256_of
 from landscape.errors import BatchError, UsageError
@@ -25,8 +23,8 @@ if TYPE_CHECKING:
     from landscape.slice_settings import SliceSettings
     from landscape.slicing import Cells
 
-# A worker says how far it is in lines that begin so.
-SAYS, TELL_SECONDS = "@cells ", 0.3
+# A worker says how many cells it has not more often than that.
+TELL_SECONDS = 0.3
 
 
 @dataclass(frozen=True)
@@ -95,7 +93,7 @@ def _surface(request: Request, job: Job, report: Progress, pieces: Pieces) -> Sl
     if job.path == request.leader and not request.first:
         request.first.append(frame)
     cells = stored_cells(frame, pieces)
-    for part in _parts(job.place):
+    for part in worker.parts(job.place):
         _take(cells, part, job.identity)
 
     def put(done: Cells, status: str = "running") -> None:
@@ -111,7 +109,7 @@ def _surface(request: Request, job: Job, report: Progress, pieces: Pieces) -> Sl
     except Interrupted:
         put(cells, "interrupted")
         raise
-    for part in _parts(job.place, left_behind=True):
+    for part in worker.parts(job.place, left_behind=True):
         discard(part)
     return finish(frame, cells, time.perf_counter() - start)
 
@@ -159,19 +157,6 @@ def _write_partial(job: Job, result: Sliced, status: str, force: bool) -> None:
 # ---- workers ---------------------------------------------------------------------------------------------------------
 
 
-def _parts(place: Path, left_behind: bool = False) -> list[Path]:
-    """The files of workers; with `left_behind` also of those of which a kill left a temporary only."""
-    found = set(place.parent.glob(f".{place.name}.pieces-*"))
-    if left_behind:
-        temporaries = place.parent.glob(f"..{place.name}.pieces-*.tmp")
-        found |= {t.with_name(t.name.removeprefix(".").rsplit(".", 2)[0]) for t in temporaries}
-    return sorted(found)
-
-
-def _part(place: Path, number: int) -> Path:
-    return place.with_name(f".{place.name}.pieces-{number}")
-
-
 def _take(cells: Cells, part: Path, identity: str) -> None:
     """The cells that a worker put aside."""
     from landscape.piece_files import kept_pieces
@@ -194,8 +179,8 @@ def _in_workers(request: Request, job: Job, frame: Frame, cells: Cells, report: 
     before = int(cells.done.sum())
 
     def on_line(task: Task, line: str) -> None:
-        if line.startswith(SAYS):
-            done[task.label] = int(line.removeprefix(SAYS))
+        if line.startswith(worker.SAYS):
+            done[task.label] = int(line.removeprefix(worker.SAYS))
             report("cells", before + sum(done.values()), frame.grid.cells)
         else:
             print_line(task, line)
@@ -204,7 +189,7 @@ def _in_workers(request: Request, job: Job, frame: Frame, cells: Cells, report: 
     try:
         outcomes = run_batch(tasks, request.workers, outcomes.append, on_line=on_line)
     finally:
-        for part in _parts(job.place):
+        for part in worker.parts(job.place):
             _take(cells, part, job.identity)
     failed = [o for o in outcomes if not o.ok]
     if failed:
@@ -231,16 +216,17 @@ def run_share(request: Request, checkpoint: str, place: Path, share: str) -> Non
     frame = make_frame(job.problem, request.settings, beside, _silent, frame_pieces)
     cells = Cells(**frame_pieces.get("cells") or Cells.empty(frame.grid, frame.surface.metrics).as_plain())
     before = int(cells.done.sum())
-    own: KeptPieces = kept_pieces(_part(place, number), job.identity)
+    own: KeptPieces = kept_pieces(worker.part(place, number), job.identity)
     if own.get("cells") is not None:
         cells.take(Cells(**own.get("cells") or {}))
 
     def put(done: Cells) -> None:
         own.put("cells", done.as_plain())
 
+    tell = worker.teller(lambda stage, done, total: str(done - before), TELL_SECONDS)
     try:
         with interruptible():
-            compute(frame, cells, _teller(before), own.due, put, (number, of))
+            compute(frame, cells, tell, own.due, put, (number, of))
     except Interrupted as interrupted:
         put(cells)
         raise typer.Exit(interrupted.exit_code) from None
@@ -257,24 +243,9 @@ def _silent(stage: str, done: int, total: int) -> None:
     pass
 
 
-def _teller(before: int) -> Callable[[str, int, int], None]:
-    """Says now and then how many cells are new; stops when the parent is gone."""
-    parent, last = os.getppid(), [0.0]
-
-    def tell(stage: str, done: int, total: int) -> None:
-        if os.getppid() != parent:
-            raise typer.Exit(1)
-        if time.monotonic() - last[0] > TELL_SECONDS:
-            last[0] = time.monotonic()
-            sys.stderr.write(f"{SAYS}{done - before}\n")
-            sys.stderr.flush()
-
-    return tell
-
-
 def _arguments(request: Request, job: Job) -> list[str]:
     """The command line of a worker, but for its share."""
-    settings, source = request.settings, request.source
+    settings = request.settings
     found = ["slice", str(job.path), "--result-path", str(job.place), "--quiet", "--dirs", settings.dirs]
     pairs: list[tuple[str, Any]] = [
         ("--span", None if settings.span is None else "x".join(map(repr, settings.span))),
@@ -283,11 +254,7 @@ def _arguments(request: Request, job: Job) -> list[str]:
         *(("--metric", m) for m in settings.metrics),
         ("--batchnorm", settings.batchnorm),
         *(("--trajectory", p) for p in request.inputs.trajectory),
-        ("--problem", source.problem),
-        *(("--set", f"{k}={v}") for k, v in source.sets.items()),
-        ("--data", source.data),
-        ("--loss", source.loss),
-        *(("--allow-global", name) for name in source.allow_globals),
+        *worker.source_options(request.source),
         ("--device", settings.device),
         ("--precision", settings.precision),
         ("--batch-size", settings.batch_size),
@@ -295,7 +262,4 @@ def _arguments(request: Request, job: Job) -> list[str]:
         ("--samples", settings.samples),
         ("--seed", settings.seed),
     ]
-    for flag, value in pairs:
-        if value is not None:
-            found += [flag, str(value)]
-    return found
+    return [*found, *worker.words(pairs)]

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from landscape.cli import options as common
+from landscape.cli import worker
 from landscape.cli.jobs import Source, load_job
 from landscape.cli.terminal import flush, print_error, print_note, print_warning
 from landscape.errors import BatchError, LandscapeError, NumericalError, RanksError, UsageError
@@ -298,11 +299,5 @@ def _arguments(request: _Request, path: Path, place: Path) -> list[str]:
         else:
             for one in value if isinstance(value, list) else [value]:
                 arguments += [flag, str(one)]
-    source = request.source
-    for flag, one in (("--problem", source.problem), ("--data", source.data), ("--loss", source.loss)):
-        arguments += [flag, one] if one is not None else []
-    for key, one in source.sets.items():
-        arguments += ["--set", f"{key}={one}"]
-    for one in source.allow_globals:
-        arguments += ["--allow-global", one]
+    arguments += worker.words(worker.source_options(request.source))
     return [*arguments, "--force"] if request.force else arguments

@@ -13,10 +13,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from landscape.certifying import certify_stack, dense_hessians
-from landscape.descending import Progress, Trajectory, Way, descend_stack
+from landscape.certificate import TAU as VERDICT_TAU
+from landscape.certifying import dense_hessians, inertia
+from landscape.descending import Progress, Way
 from landscape.ensemble import Stack
-from landscape.escaping import best_steps, kicks
+from landscape.escaping import kicked, ways_out
 from landscape.objective import Objective, build_objective
 from landscape.problem import Problem
 from landscape.splitting import foretell, inner_hessians
@@ -124,54 +125,27 @@ class _Followed:
 
     def run(self, found: Opened, rows: np.ndarray, narrow: Stack, points: Tensor) -> None:
         """Into `found`, at its `rows`. narrow, points: the networks that were split."""
-        lowest = self._inertia(found, rows)
-        open_ = torch.as_tensor(np.flatnonzero(found.found[rows] > 0), device=self.theta.device)
+        signs = inertia(self.stack, self.theta, TAU, self.progress)
+        found.found[rows] = signs.negative.cpu().numpy()
+        open_ = torch.nonzero(signs.negative).squeeze(1)
         if not len(open_):
             return
-        at, along, places = self.theta[open_], lowest[open_], rows[open_.cpu().numpy()]
+        at, along, places = self.theta[open_], signs.vectors[open_], rows[open_.cpu().numpy()]
         part = self.stack.of(open_)
-        sides = best_steps(part, at, along)
-        starts = (at.unsqueeze(1) + sides.step.unsqueeze(2) * along.unsqueeze(1)).flatten(0, 1)
-        members = torch.arange(len(open_), device=self.theta.device)
-        twice = part.of(members.repeat_interleave(2))
-        ends, paths = descend_stack(twice, starts, self.way, self._told("ways out"))
-        lower = torch.nan_to_num(ends.value, nan=torch.inf).reshape(-1, 2).argmin(1)
-        best = 2 * members + lower
-        found.reached[places] = ends.value[best].cpu().numpy()
-        found.channel[places] = self._channels(twice.of(best), ends.theta[best], [paths[k] for k in best.tolist()])
+        ends, length = ways_out(part, at, along, self.way, VERDICT_TAU, self._told("ways out"))
+        sides = torch.nan_to_num(ends.value, nan=torch.inf).reshape(-1, 2)
+        found.reached[places] = sides.amin(1).cpu().numpy()
+        lower = (2 * torch.arange(len(open_), device=sides.device) + sides.argmin(1)).tolist()
+        found.channel[places] = [ends.certificates[k].verdict == "channel" for k in lower]
         if not self.controls:
             return
-        length = sides.step.abs().gather(1, sides.value.argmin(1, keepdim=True)).squeeze(1)
         found.wide[places] = self._kicked(part, at, length, along, "kicks, wide")
         owners = torch.as_tensor(found.minimum[places], device=self.theta.device)
         found.narrow[places] = self._kicked(narrow.of(owners), points[owners], length, None, "kicks, narrow")
 
-    def _inertia(self, found: Opened, rows: np.ndarray) -> Tensor:
-        """Negative eigenvalues of every wide Hessian; the lowest eigenvectors [A, P]."""
-        lowest = torch.empty_like(self.theta)
-        size = max(1, 2**26 // self.stack.parameters**2)
-        for begin in range(0, len(rows), size):
-            index = torch.arange(begin, min(begin + size, len(rows)), device=self.theta.device)
-            values, vectors = torch.linalg.eigh(self.stack.hessians(self.theta[index], index))
-            lowest[index] = vectors[:, :, 0]
-            below = (values < -TAU * values.abs().amax(1, keepdim=True)).sum(1)
-            found.found[rows[begin : begin + size]] = below.cpu().numpy()
-            if self.progress is not None:
-                self.progress("wide Hessians", begin + len(index), len(rows))
-        return lowest
-
     def _kicked(self, stack: Stack, at: Tensor, length: Tensor, away: Tensor | None, words: str) -> np.ndarray:
-        """Losses after kicks of these lengths [A, C]: of both sides of a kick the lower one."""
-        moved = kicks(at, length, self.controls, self.generator, away)
-        both = torch.stack([moved, 2 * at.unsqueeze(1) - moved], 2).flatten(0, 2)
-        members = torch.arange(len(at), device=at.device).repeat_interleave(2 * self.controls)
-        ended, _ = descend_stack(stack.of(members), both, self.way, self._told(words))
-        lower = torch.nan_to_num(ended.value, nan=torch.inf).reshape(len(at), self.controls, 2).amin(2)
-        return lower.cpu().numpy()
-
-    def _channels(self, stack: Stack, theta: Tensor, paths: list[Trajectory]) -> list[bool]:
-        made = certify_stack(stack, theta, halves=[p.second_half for p in paths])
-        return [c.verdict == "channel" for c in made]
+        made = kicked(stack, at, length, self.controls, self.generator, self.way, away, self._told(words))
+        return made.cpu().numpy()
 
     def _told(self, words: str) -> Progress | None:
         progress = self.progress

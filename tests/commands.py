@@ -1,0 +1,65 @@
+"""`landscape` as the tests run it: a process of its own each time, forked from one that has PyTorch loaded already.
+
+To start Python and import PyTorch takes longer than most commands of the tests. Tests of signals, of pipes and of how
+a process starts begin theirs with subprocess.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import tempfile
+import warnings
+from multiprocessing import get_context
+from pathlib import Path
+from subprocess import CompletedProcess, TimeoutExpired
+from typing import TextIO
+from unittest import mock
+
+SETTINGS = {"COLUMNS": "80", "OMP_NUM_THREADS": "1"}
+FORKS = get_context("forkserver")
+FORKS.set_forkserver_preload(
+    [
+        *("torch", "torch.func", "torch.fx", "scipy.optimize", "scipy.linalg", "h5py", "rich.console", "rich.table"),
+        *("landscape", "landscape.cli", "landscape.loading", "landscape.store"),
+    ]
+)
+
+
+def run(*arguments: object, cwd: Path, timeout: float = 280, **environment: str) -> CompletedProcess[str]:
+    """What `landscape ARGUMENTS` prints and returns, in a folder, with every warning an error.
+
+    Raises:
+        TimeoutExpired: it was still at work after `timeout` seconds, and was killed.
+    """
+    texts = [str(a) for a in arguments]
+    with tempfile.TemporaryDirectory() as folder:
+        outputs = [str(Path(folder) / name) for name in ("out", "err")]
+        process = FORKS.Process(target=_landscape, args=(texts, str(cwd), SETTINGS | environment, outputs))
+        with mock.patch.dict(os.environ, SETTINGS):  # of the process that is forked, when this is the first
+            process.start()
+        process.join(timeout)
+        if process.exitcode is None:
+            process.kill()
+            process.join()
+            raise TimeoutExpired(texts, timeout)
+        out, err = (Path(p).read_text() for p in outputs)
+    return CompletedProcess(texts, process.exitcode, out, err)
+
+
+def _landscape(arguments: list[str], cwd: str, environment: dict[str, str], outputs: list[str]) -> None:
+    os.chdir(cwd)
+    os.environ |= environment
+    sys.path[:] = [cwd, *(p for p in sys.path if Path(p) != Path(__file__).parent)]
+    sys.argv = ["landscape", *arguments]
+    sys.stdout, sys.stderr = (_opened(path, number) for number, path in enumerate(outputs, 1))
+    warnings.simplefilter("error")
+    warnings.filterwarnings("ignore", category=DeprecationWarning, module="torch")  # of torch.jit, by torch itself
+    from landscape.cli import main
+
+    main()
+
+
+def _opened(path: str, number: int) -> TextIO:
+    os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT, 0o600), number)
+    return os.fdopen(number, "w", closefd=False)
