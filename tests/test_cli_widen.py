@@ -183,7 +183,7 @@ def test_the_page_on_widening_is_true(tmp_path: Path) -> None:
     assert first["verdict"] == "minimum"
     assert first["loss"]["before"] == pytest.approx(0.0078, abs=5e-5)
     assert first["certificate"]["lambda_min"]["low"] > 0
-    command = ("widen", "stuck/width=4/seed=8/final.pt", "--layer", "0", "--follow", "--controls", "5", "--json")
+    command = ("widen", "stuck/width=4/seed=8/final.pt", "--layer", "0", "--follow", "--controls", "2", "--json")
     splits = json.loads(run(*command, "-o", "widen", cwd=tmp_path).stdout)["splits"]
     assert sum(s["predicted"] == s["measured"] for s in splits) == len(splits) == 16
     ends = {(s["neuron"], s["mu"][0]): s["escape"] for s in splits if s["escape"]}

@@ -26,6 +26,8 @@ from landscape.spectral.density import RESOLUTION
 from landscape.spectral.settings import SpectrumSettings
 
 PROBLEMS = 200
+# Solved in two halves, so that two processes can share them.
+HALF = PROBLEMS // 2
 
 
 class Quadratic(nn.Module):
@@ -105,10 +107,10 @@ def truth_of(problem: Problem) -> np.ndarray:
 
 
 @lru_cache(maxsize=1)
-def cases() -> list[Case]:
-    """All problems solved once; the tests below look at different numbers of theirs."""
+def cases(half: int) -> list[Case]:
+    """A half of the problems, solved once; the tests below look at different numbers of theirs."""
     found = []
-    for seed in range(PROBLEMS):
+    for seed in range(half * HALF, (half + 1) * HALF):
         rng = np.random.default_rng(seed)
         dtype = (torch.float32, torch.float64)[seed % 2]
         kind = (seed // 2) % 10
@@ -131,17 +133,23 @@ def allowed_misses(rate: float, trials: int) -> int:
 pytestmark = pytest.mark.slow
 
 
-def test_every_eigenvalue_lies_within_its_residual_of_a_true_one() -> None:
-    for name, truth, r in cases():
+@pytest.fixture(params=range(2), scope="module")
+def half(request: pytest.FixtureRequest) -> int:
+    """Which half: all tests of one before those of the other."""
+    return int(request.param)
+
+
+def test_every_eigenvalue_lies_within_its_residual_of_a_true_one(half: int) -> None:
+    for name, truth, r in cases(half):
         for values, residuals in ((r.top_value, r.top_residual), (r.bottom_value, r.bottom_residual)):
             distance = np.abs(truth[None, :] - values[:, None]).min(axis=1)
             assert np.all(distance <= residuals), (name, values, distance, residuals)
 
 
-def test_converged_lists_are_complete() -> None:
+def test_converged_lists_are_complete(half: int) -> None:
     """Ranks agree with the dense truth, multiplicities included, when all pairs have converged."""
     wrong = []
-    for name, truth, r in cases():
+    for name, truth, r in cases(half):
         if r.top_converged.all() and np.any(np.abs(truth[::-1][:4] - r.top_value) > r.top_residual):
             wrong.append((name, truth[::-1][:4], r.top_value))
         if r.bottom_converged.all() and np.any(np.abs(truth[:4] - r.bottom_value) > r.bottom_residual):
@@ -149,25 +157,25 @@ def test_converged_lists_are_complete() -> None:
     assert not wrong, wrong
 
 
-def test_trace_intervals_cover_at_their_rate() -> None:
-    missed = [c.name for c in cases() if not c.result.trace_low <= c.truth.sum() <= c.result.trace_high]
-    assert len(missed) <= allowed_misses(0.05, PROBLEMS), missed
+def test_trace_intervals_cover_at_their_rate(half: int) -> None:
+    missed = [c.name for c in cases(half) if not c.result.trace_low <= c.truth.sum() <= c.result.trace_high]
+    assert len(missed) <= allowed_misses(0.05, HALF), missed
 
 
-def test_negative_counts_are_bracketed() -> None:
+def test_negative_counts_are_bracketed(half: int) -> None:
     """The low count is certain; the bracket as a whole holds at 95 %, at every floor."""
     missed = dict.fromkeys(range(3), 0)
-    for name, truth, r in cases():
+    for name, truth, r in cases(half):
         for i, tau in enumerate(r.tau_absolute):
             count = int(np.sum(truth < -tau))
             assert r.negative_count_low[i] <= count, (name, i)
             missed[i] += count > r.negative_count_high[i]
-    assert max(missed.values()) <= allowed_misses(0.05, PROBLEMS), missed
+    assert max(missed.values()) <= allowed_misses(0.05, HALF), missed
 
 
-def test_negative_masses_are_covered() -> None:
+def test_negative_masses_are_covered(half: int) -> None:
     missed = {i: [] for i in range(3)}
-    for name, truth, r in cases():
+    for name, truth, r in cases(half):
         for i, tau in enumerate(r.tau_absolute):
             mass = -truth[truth < -tau].sum() / np.abs(truth).sum()
             # an eigenvalue within rounding of the floor belongs to either side
@@ -175,18 +183,18 @@ def test_negative_masses_are_covered() -> None:
             slack = np.abs(truth[near]).sum() / np.abs(truth).sum() + 1e-12
             if not r.negative_mass_low[i] - slack <= mass <= r.negative_mass_high[i] + slack:
                 missed[i].append(name)
-    assert max(len(m) for m in missed.values()) <= allowed_misses(0.05, PROBLEMS), missed
+    assert max(len(m) for m in missed.values()) <= allowed_misses(0.05, HALF), missed
 
 
-def test_the_exclusion_holds() -> None:
-    violated = [c.name for c in cases() if c.truth[0] < c.result.excluded_below]
-    assert len(violated) <= allowed_misses(1e-3, PROBLEMS), violated
+def test_the_exclusion_holds(half: int) -> None:
+    violated = [c.name for c in cases(half) if c.truth[0] < c.result.excluded_below]
+    assert len(violated) <= allowed_misses(1e-3, HALF), violated
 
 
-def test_density_bands_cover_on_average() -> None:
+def test_density_bands_cover_on_average(half: int) -> None:
     """The pointwise band around the density smoothed with the same kernel, averaged over points that hold anything."""
     rates = []
-    for _, truth, r in cases():
+    for _, truth, r in cases(half):
         assert r.grid is not None
         assert r.node is not None
         assert r.density_low is not None

@@ -60,7 +60,7 @@ def test_readme_commands_and_snippets_run(tmp_path: Path) -> None:
         )
         assert done.returncode == 0, done.stdout + done.stderr
     assert len(list((tmp_path / "landscape-results").rglob("*.spectrum.h5"))) == 3
-    assert len(list((tmp_path / "students").rglob("final.pt"))) == 300
+    assert len(list((tmp_path / "students").rglob("final.pt"))) == 50
     assert len(list((tmp_path / "landscape-results").rglob("*.descend.pt"))) == 1
     assert (tmp_path / "landscape-results" / "spectra.png").stat().st_size > 10_000
     assert (tmp_path / "spectra.csv").read_text().count("\n") == 4

@@ -43,7 +43,7 @@ def test_splits_of_many_minima_are_those_of_each() -> None:
             p.copy_(p.flip(0 if p.shape[1] == 2 and p.shape[0] == 2 else 1))
     x = torch.linspace(-1, 1, 7, dtype=torch.float64)[:, None].expand(7, 2)
     torch.testing.assert_close(one.model(x), two.model(x))
-    made = split_minima([one, two], "0", 1, 300)
+    made = split_minima([one, two], "0", 1, 100)
     assert (made.foretold == made.found).all()
     assert made.minimum.tolist() == [0] * 10 + [1] * 10
     alone = widen(fixture_problem(), "0", shares=SHARES)
@@ -131,8 +131,13 @@ def decided(done: subprocess.CompletedProcess[str]) -> dict[str, object]:
     return {k: v for k, v in report.items() if k not in ("seconds", "result")}
 
 
-def test_workers_find_what_one_process_finds(swept: Path) -> None:
-    alone = run(*CHECK, "--workers", "1", "-o", "one", cwd=swept)
+@pytest.fixture(scope="module")
+def alone(swept: Path) -> subprocess.CompletedProcess[str]:
+    """What one process finds."""
+    return run(*CHECK, "--workers", "1", "-o", "one", cwd=swept)
+
+
+def test_workers_find_what_one_process_finds(swept: Path, alone: subprocess.CompletedProcess[str]) -> None:
     shared = run(*CHECK, "--workers", "3", "-o", "three", cwd=swept)
     assert decided(alone) == decided(shared)
     names = {p["name"].split(":")[0] for p in json.loads(alone.stdout)["parts"]}  # both optimisers
@@ -145,8 +150,9 @@ def test_workers_find_what_one_process_finds(swept: Path) -> None:
     assert result.provenance.settings["budget"]["tickets"] == escape_dimensions.SCALES["small"].tickets
 
 
-def test_killed_at_any_time_and_repeated_it_says_the_same(swept: Path) -> None:
-    whole = decided(run(*CHECK, "--workers", "2", "-o", "whole", cwd=swept))
+def test_killed_at_any_time_and_repeated_it_says_the_same(
+    swept: Path, alone: subprocess.CompletedProcess[str]
+) -> None:
     environment = {**os.environ, "COLUMNS": "80", "OMP_NUM_THREADS": "1"}
     command = ["-W", "ignore", "-m", "landscape", *CHECK, "--workers", "2", "-o", "killed"]
     for seconds in (2.5, 4.0):
@@ -163,7 +169,7 @@ def test_killed_at_any_time_and_repeated_it_says_the_same(swept: Path) -> None:
                 break
         except StorageError:
             time.sleep(0.2)
-    assert decided(run(*CHECK, "--workers", "2", "-o", "killed", cwd=swept)) == whole
+    assert decided(run(*CHECK, "--workers", "2", "-o", "killed", cwd=swept)) == decided(alone)
 
 
 def test_units_cover_all_that_is_gathered(swept: Path) -> None:
