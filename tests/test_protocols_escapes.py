@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from commands import run
+from conftest import NO_CUDA
 from landscape.analyses.widen import widen
 from landscape.atomic import locked
 from landscape.cli.check_runs import read_runs
@@ -67,6 +68,15 @@ def data() -> tuple[Tensor, Tensor]:
     generator = torch.Generator().manual_seed(3)
     x = torch.randn(50, 2, dtype=torch.float64, generator=generator)
     return x, torch.sin(2 * x[:, :1]) * x[:, 1:]
+
+
+def test_splits_are_the_same_on_every_device(device: str) -> None:
+    """A few steps from points that are no minima: inertia and losses, on this device and on the CPU."""
+    problems = [Problem(student(s), data(), "mse") for s in range(2)]
+    here, there = (split_minima(problems, "0", 2, 4, device=d) for d in (device, "cpu"))
+    np.testing.assert_array_equal(here.found, there.found)
+    for name in ("reached", "wide", "narrow"):
+        np.testing.assert_allclose(getattr(here, name), getattr(there, name), rtol=1e-6)
 
 
 @pytest.mark.parametrize(
@@ -150,9 +160,7 @@ def test_workers_find_what_one_process_finds(swept: Path, alone: subprocess.Comp
     assert result.provenance.settings["budget"]["tickets"] == escape_dimensions.SCALES["small"].tickets
 
 
-def test_killed_at_any_time_and_repeated_it_says_the_same(
-    swept: Path, alone: subprocess.CompletedProcess[str]
-) -> None:
+def test_killed_at_any_time_and_repeated_it_says_the_same(swept: Path, alone: subprocess.CompletedProcess[str]) -> None:
     environment = {**os.environ, "COLUMNS": "80", "OMP_NUM_THREADS": "1"}
     command = ["-W", "ignore", "-m", "landscape", *CHECK, "--workers", "2", "-o", "killed"]
     for seconds in (2.5, 4.0):
@@ -170,6 +178,15 @@ def test_killed_at_any_time_and_repeated_it_says_the_same(
         except StorageError:
             time.sleep(0.2)
     assert decided(run(*CHECK, "--workers", "2", "-o", "killed", cwd=swept)) == decided(alone)
+
+
+@pytest.mark.gpu
+@NO_CUDA
+def test_a_gpu_finds_what_a_cpu_finds(swept: Path, alone: subprocess.CompletedProcess[str]) -> None:
+    """The same tests of as many units; ends of descents may differ in their last digits."""
+    gpu = json.loads(run(*CHECK, "--device", "cuda", "-o", "gpu", cwd=swept).stdout)
+    cpu = json.loads(alone.stdout)
+    assert [(p["name"], p["n"]) for p in gpu["parts"]] == [(p["name"], p["n"]) for p in cpu["parts"]]
 
 
 def test_units_cover_all_that_is_gathered(swept: Path) -> None:

@@ -118,8 +118,8 @@ def print_one(shown: Shown[Widened]) -> None:
     stdout.print(p.checkpoint, soft_wrap=True)
     where = f"{r.point_verdict} at loss {r.loss:.9g}, max |gradient| {r.gradient_inf:.1e}"
     stdout.print(f"  {where}, {r.parameters:,} parameters")
-    lowest = f"{r.narrow_lambda_min:.4g}  [{r.narrow_lambda_min_low:.4g}, {r.narrow_lambda_min_high:.4g}]"
-    stdout.print(f"  {r.narrow_negative} negative and {r.narrow_zero} zero eigenvalues; the lowest is {lowest}")
+    lowest = f"{r.narrow_lambda_min:.4g} [{r.narrow_lambda_min_low:.4g}, {r.narrow_lambda_min_high:.4g}]"
+    stdout.print(f"  {r.narrow_negative} negative and {r.narrow_zero} zero eigenvalues; lowest {lowest}")
     stdout.print(f"  neurons of {r.layer!r}, read by {r.following!r}, split")
     table = Table(box=SIMPLE_HEAD)
     table.add_column("neuron: shares", overflow="fold", min_width=15)
@@ -137,7 +137,7 @@ def print_one(shown: Shown[Widened]) -> None:
         stdout.print(f"  inertia as foretold in {right} of {len(r.split)} splits (a theorem: a check of this program)")
     if r.control_loss is not None and r.narrow_control_loss is not None and np.isfinite(r.control_loss).any():
         wide, narrow = (float(np.nanmedian(x)) for x in (r.control_loss, r.narrow_control_loss))
-        stdout.print(f"  random kicks as long, median loss: {wide:.4g} in the wide, {narrow:.4g} in the narrow network")
+        stdout.print(f"  random kicks as long, median loss: {wide:.4g} in the wide network, {narrow:.4g} narrow")
     stdout.print(f"  written to {shown.path}", soft_wrap=True)
 
 
