@@ -44,7 +44,7 @@ def test_splits_of_many_minima_are_those_of_each() -> None:
             p.copy_(p.flip(0 if p.shape[1] == 2 and p.shape[0] == 2 else 1))
     x = torch.linspace(-1, 1, 7, dtype=torch.float64)[:, None].expand(7, 2)
     torch.testing.assert_close(one.model(x), two.model(x))
-    made = split_minima([one, two], "0", 1, 100)
+    made = split_minima([one, two], "0", 1, 30)
     assert (made.foretold == made.found).all()
     assert made.minimum.tolist() == [0] * 10 + [1] * 10
     alone = widen(fixture_problem(), "0", shares=SHARES)
