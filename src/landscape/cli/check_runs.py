@@ -32,7 +32,7 @@ def read_runs(patterns: Sequence[str], source: Source) -> tuple[list[SweptRun], 
     kept: dict[Path, Checkpoint] = {}
     for path in expand(patterns):
         checkpoint = read_checkpoint(path, source.allow_globals)
-        kept[path] = checkpoint
+        kept[path] = replace(checkpoint, state={}, module=None)  # read again where they are needed: sweeps are large
         places = {k: v for k, v in checkpoint.coordinates.items() if k != "step"}
         label = f"{path.parent}|{sorted(places.items())}"
         unnamed = 0 if path.stem == "initial" else END
