@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -21,9 +23,10 @@ from landscape.analyses.widen import widen
 from landscape.atomic import locked
 from landscape.cli.check_runs import read_runs
 from landscape.cli.jobs import Source
-from landscape.errors import StorageError
+from landscape.errors import StorageError, UsageError
+from landscape.escape_splits import SUCCESS
 from landscape.evidence import escape_dimensions
-from landscape.evidence.runs import Means, populations
+from landscape.evidence.runs import Means, SweptRun, populations, usable
 from landscape.pieces import FORGETFUL, KeptPieces
 from landscape.problem import Problem
 from landscape.protocols.first_order import FirstOrder, first_order
@@ -205,6 +208,63 @@ def test_units_cover_all_that_is_gathered(swept: Path) -> None:
         assert [p.winners.tolist() for p in one.pairs] == [p.winners.tolist() for p in two.pairs]
 
 
+def read(*folders: Path) -> list[SweptRun]:
+    return read_runs([str(f) for f in folders], Source())[0]
+
+
+def test_a_run_counts_once_however_it_is_named(swept: Path, tmp_path: Path) -> None:
+    here = read(swept / "runs")
+    assert len(here) == 12
+    assert len(read(swept / "runs", swept / "runs" / ".." / "runs")) == 12
+    shutil.copytree(swept / "runs", tmp_path / "copy")
+    twice = read(swept / "runs", tmp_path / "copy")
+    assert [r.name for r in twice] == [r.name for r in here]
+
+
+def test_populations_differ_in_nothing_but_width_and_seed(swept: Path) -> None:
+    """The same sweep at another learning rate is another population, as are coordinates of one's own."""
+    runs = read(swept / "adam")
+    slower = [replace(r, header={**r.header, "training": {**r.header["training"], "learning_rate": 0.2}}) for r in runs]
+    assert [len(v) for v in populations([*runs, *slower]).values()] == [12, 12]
+    assert len(populations([*runs[:6], *slower[6:]])) == 1  # a rate for every width is one sweep
+    named = [replace(r, coordinates={**r.coordinates, "lr": 0.2}) for r in runs]
+    assert [("lr=0.2" in name) for name in populations([*runs, *named])] == [False, True]
+    with pytest.raises(UsageError, match="same seed of the same width"):
+        populations([*runs, replace(runs[0], name="other.pt")])
+    with pytest.raises(UsageError, match="seed 'x' is not a whole number"):
+        populations([replace(runs[0], coordinates={"width": 2, "seed": "x"})])
+
+
+def test_certified_ends_get_the_starts_they_came_from(swept: Path, tmp_path: Path) -> None:
+    """By the file that `descend` began with: another sweep of the same widths and seeds lends none."""
+    patterns = ("descend", str(swept / "adam" / "width=2" / "**" / "final.pt"))
+    assert run(*patterns, "-o", "certified", cwd=tmp_path).returncode == 0
+    made = read(tmp_path / "certified", swept / "adam" / "width=2")
+    assert len(made) == 6
+    assert all(r.start is not None and "certified" in r.name for r in made)
+    alone = read(tmp_path / "certified", swept / "runs" / "width=2")
+    assert [r.start is None for r in alone] == ["certified" in r.name for r in alone]
+
+
+def test_zero_loss_is_an_outcome_without_a_certificate(swept: Path) -> None:
+    runs = read(swept / "runs")
+    bare = [replace(r, certificate=None, loss=0.01 if i < 3 else r.loss) for i, r in enumerate(runs)]
+    kept, left = usable(bare, SUCCESS)
+    assert {r.name for r in kept} == {r.name for r in bare if r.loss < SUCCESS}
+    assert len(kept) + len(left) == 12
+    assert kept
+    assert left
+
+
+def test_two_files_that_could_be_the_end_are_refused(swept: Path, tmp_path: Path) -> None:
+    place = tmp_path / "width=2" / "seed=0"
+    place.mkdir(parents=True)
+    for name in ("a.pt", "b.pt"):
+        torch.save(student(len(name)).state_dict(), place / name)
+    with pytest.raises(UsageError, match="could both be the end"):
+        read(tmp_path)
+
+
 def test_a_unit_typed_by_hand_is_refused(swept: Path) -> None:
     done = run("check", "runs", "--unit", "x", cwd=swept)
     assert done.returncode == 2
@@ -252,13 +312,15 @@ def test_networks_of_ones_own_are_certified_and_then_checked(tmp_path: Path) -> 
     own = ("--claim", "escape-dimensions", "--problem", "problem.py:problem", "--workers", "1", "--json")
     bare = json.loads(run("check", "runs", *own, "-o", "a", cwd=tmp_path).stdout)
     assert bare["verdict"] == "undetermined"
-    assert len(bare["excluded"]) == 6
+    assert len(bare["excluded"]) == 7
+    assert "none of its narrowest networks" in bare["excluded"][-1]["reason"]
     assert bare["settle"][0].startswith("landscape descend RUNS")
     done = run("descend", "runs/**/final.pt", "--problem", "problem.py:problem", "-o", "certified", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     made = json.loads(run("check", "certified", "runs", *own, "-o", "b", cwd=tmp_path).stdout)
     assert made["runs"] == 6
-    assert any("own tickets" in p["name"] and p["n"] == 3 for p in made["parts"])
-    assert not any("kept" in p["name"] for p in made["parts"])  # nobody can draw a foreign network anew
+    (untried,) = [p for p in made["parts"] if "own tickets" in p["name"]]
+    assert "no header says" in untried["note"]
+    assert not any("kept" in p["name"] for p in made["parts"])
     assert run("report", "b", cwd=tmp_path).returncode == 0
     assert "landscape check certified runs" in (tmp_path / "b" / "report.html").read_text()

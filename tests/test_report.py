@@ -115,7 +115,7 @@ def test_everything_comes_from_the_files(folder: Path, tmp_path: Path) -> None:
         group = file["check"]
         for name in ("statement", "source", "says_not", "how", "verdict"):
             group.attrs[name] = f"another {name}"
-    (section_text,) = [as_html(Document("t", tuple(section(path, read_result(path, "check")))))]
+    (section_text,) = [as_html(Document("t", tuple(section(path, read_result(path, "check"), "x"))))]
     for name in ("statement", "source", "says_not", "how", "verdict"):
         assert f"another {name}" in section_text
     for words in (CLAIM.statement, CLAIM.source, CLAIM.says_not, CLAIM.how):

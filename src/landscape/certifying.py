@@ -50,8 +50,8 @@ class Inertia:
     """Of Hessians of a stack, without keeping them.
 
     Attributes:
-        negative, zero: eigenvalues below −τ max |λ|, and within [A]. lowest: with the error of its matrix [A].
-        vectors: lowest eigenvectors [A, P].
+        negative, zero: eigenvalues below −τ max |λ|, and within [A]. lowest: with the error of its matrix [A]; NaN, and
+            no negative eigenvalue, where a Hessian is not finite. vectors: lowest eigenvectors [A, P].
     """
 
     negative: Tensor
@@ -70,14 +70,15 @@ def inertia(
     lowest, error, vectors = theta.new_empty(len(theta)), theta.new_empty(len(theta)), torch.empty_like(theta)
     for begin in range(0, len(theta), size):
         index = torch.arange(begin, min(begin + size, len(theta)), device=theta.device)
-        matrix, asymmetry = stack.hessians_measured(theta[index], index)
-        values, columns = torch.linalg.eigh(matrix)
-        highest = values.abs().amax(1, keepdim=True)
-        negative[index] = (values < -tau * highest).sum(1)
-        zero[index] = (values.abs() <= tau * highest).sum(1)
-        lowest[index], vectors[index] = values[:, 0], columns[:, :, 0]
-        rounding = math.sqrt(stack.parameters) * torch.finfo(theta.dtype).eps * highest.squeeze(1)
-        error[index] = asymmetry + rounding
+        found = dense_hessians(stack, theta[index], index)
+        highest = found.values.abs().amax(1, keepdim=True)
+        negative[index] = (found.values < -tau * highest).sum(1)
+        zero[index] = (found.values.abs() <= tau * highest).sum(1)
+        eps = torch.finfo(theta.dtype).eps
+        rounding = math.sqrt(stack.parameters) * eps * highest.squeeze(1) + eps * stack.saturation(theta[index], index)
+        lowest[index] = torch.where(found.finite, found.values[:, 0], torch.nan)
+        error[index] = torch.where(found.finite, found.asymmetry + rounding, torch.inf)
+        vectors[index] = found.vectors[:, :, 0]
         if progress is not None:
             progress("wide Hessians", begin + len(index), len(theta))
     return Inertia(negative, zero, lowest, error, vectors)

@@ -154,6 +154,10 @@ def combined(parts: Sequence[Part]) -> tuple[str, str]:
     if len(words) == 1:
         word = words.pop()
         return word, "; ".join(p.note for p in decided if p.note) if word == "conditional" else ""
-    against = [p.name for p in decided if p.verdict == "contradicted"]
-    partly = [p.name for p in decided if p.verdict == "conditional"]
-    return "conditional", "holds except in: " + "; ".join([*against, *partly])
+    names = {word: [p.name for p in decided if p.verdict == word] for word in VERDICTS}
+    against = [*names["contradicted"], *names["conditional"]]
+    if len(names["supported"]) >= len(against):
+        return "conditional", "holds except in: " + "; ".join(against)
+    if names["supported"]:
+        return "conditional", "holds only in: " + "; ".join(names["supported"])
+    return "conditional", "contradicted in: " + "; ".join(names["contradicted"])

@@ -3,18 +3,20 @@ lead lower than random kicks of the same length?"""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from scipy import stats
 
 from landscape.claim import Part
 from landscape.statistics import Estimate, paired_bootstrap, wilson
 
 # Fixed before any data. A squared error below this is zero loss (claims §1, Protocol B).
 SUCCESS = 1e-10
-# Fewer minima than this decide nothing.
-LEAST_MINIMA = 8
+# Level of every test. Fewer minima than this decide nothing: the smallest p of eight signs is 2/256.
+LEVEL, LEAST_MINIMA = 0.01, 8
 # A drop of the loss smaller than this share is none.
 DROP = 1e-3
 
@@ -52,7 +54,7 @@ def split_parts(name: str, splits: Sequence[Splits], zero_loss: bool) -> list[Pa
     total = sum(len(s.found) for s in splits)
     index = wilson(equal, total)
     lowered = [bool((s.reached < (1 - DROP) * s.loss).any()) for s in splits]
-    down = wilson(sum(lowered), n)
+    down, p_down = wilson(sum(lowered), n), float(stats.binomtest(sum(lowered), n).pvalue)
     zero = wilson(sum(bool((s.reached < SUCCESS).any()) for s in splits), n)
     parts = [
         Part(
@@ -60,8 +62,9 @@ def split_parts(name: str, splits: Sequence[Splits], zero_loss: bool) -> list[Pa
             total, "a theorem: a check of this program, no evidence", evidence=False,
         ),
         Part(
-            f"{name}: splitting opens a way down", _above(down, 0.5, n >= LEAST_MINIMA),
-            "share of bad minima where a split leads lower", down.value, down.low, down.high, n, few(n, LEAST_MINIMA),
+            f"{name}: splitting opens a way down", _decided(down.value - 0.5, p_down, n),
+            "share of bad minima where a split leads lower", down.value, down.low, down.high, n,
+            f"against a half: p = {p_down:.1e}{few(n, LEAST_MINIMA, '; ')}",
         ),
     ]  # fmt: skip
     if zero_loss:
@@ -73,14 +76,14 @@ def split_parts(name: str, splits: Sequence[Splits], zero_loss: bool) -> list[Pa
         )  # fmt: skip
     parts += _ways(name, splits)
     for kind in ("wide", "narrow"):
-        gain = _against_kicks(splits, kind)
-        if gain is not None:
-            verdict = _above(gain, 0.0, n >= LEAST_MINIMA)
+        gains = _against_kicks(splits, kind)
+        if len(gains) > 1:
+            gain, p_value = mean_over_minima(gains), sign_flips(gains)
             parts.append(
                 Part(
-                    f"{name}: ways out against kicks, {kind}", verdict,
+                    f"{name}: ways out against kicks, {kind}", _decided(gain.value, p_value, len(gains)),
                     "log10 loss of kicks less that of ways out, median, mean over minima", gain.value, gain.low,
-                    gain.high, n, few(n, LEAST_MINIMA),
+                    gain.high, len(gains), f"signs flipped: p = {p_value:.1e}{few(len(gains), LEAST_MINIMA, '; ')}",
                 )
             )  # fmt: skip
     return parts
@@ -96,7 +99,7 @@ def _ways(name: str, splits: Sequence[Splits]) -> list[Part]:
     parts = []
     for words, statistic, values in rows:
         if len(values) > 1:
-            e = paired_bootstrap(np.zeros(len(values)), np.array(values), np.random.default_rng(0))
+            e = mean_over_minima(np.array(values))
             parts.append(
                 Part(f"{name}: {words}", "undetermined", statistic, e.value, e.low, e.high, len(values),
                      "reported, not tested", evidence=False)
@@ -104,19 +107,37 @@ def _ways(name: str, splits: Sequence[Splits]) -> list[Part]:
     return parts
 
 
-def _against_kicks(splits: Sequence[Splits], kind: str) -> Estimate | None:
-    """How many decades lower the ways out end than random kicks of the same length, bad minimum by bad minimum."""
-    ways, kicks = [], []
+def _against_kicks(splits: Sequence[Splits], kind: str) -> np.ndarray:
+    """How many decades lower the ways out end than random kicks of the same length, of every bad minimum with both.
+
+    A descent that diverged has not left the minimum's loss.
+    """
+    gains = []
     for s in splits:
-        there = np.isfinite(s.reached)
+        there = ~np.isnan(s.reached)
         other = np.asarray(getattr(s, kind))
         other = other[there] if kind == "wide" and other.ndim == 2 else other
-        if there.any() and np.isfinite(other).any():
-            ways.append(float(np.median(_decades(s.reached[there]))))
-            kicks.append(float(np.median(_decades(other[np.isfinite(other)]))))
-    if len(ways) < 2:
-        return None
-    return paired_bootstrap(np.array(ways), np.array(kicks), np.random.default_rng(0))
+        other = other[~np.isnan(other)]
+        if there.any() and len(other):
+            ways, kicks = (np.where(np.isfinite(x), x, s.loss) for x in (s.reached[there], other))
+            gains.append(float(np.median(_decades(kicks)) - np.median(_decades(ways))))
+    return np.array(gains)
+
+
+def mean_over_minima(values: np.ndarray) -> Estimate:
+    """Mean of values [n >= 2] with the wider of the bootstrap's and Student's 95 % interval: few minima have too little
+    spread for the one, skewed ones too much for the other."""
+    e = paired_bootstrap(np.zeros(len(values)), values, np.random.default_rng(0))
+    half = float(stats.t.ppf(0.975, len(values) - 1) * values.std(ddof=1)) / math.sqrt(len(values))
+    return Estimate(e.value, min(e.low, e.value - half), max(e.high, e.value + half), len(values))
+
+
+def sign_flips(values: np.ndarray) -> float:
+    """Two-sided p of the mean of values [n] if every sign were a coin's: exact up to thirteen, else of 9,999 draws."""
+    found = stats.permutation_test(
+        (values,), np.mean, permutation_type="samples", n_resamples=9999, rng=np.random.default_rng(0)
+    )
+    return float(found.pvalue)
 
 
 def _decades(loss: np.ndarray) -> np.ndarray:
@@ -129,11 +150,11 @@ def _equal(equal: int, total: int) -> str:
     return "supported" if equal == total else "contradicted"
 
 
-def _above(estimate: Estimate, bar: float, enough: bool) -> str:
-    """Whether an interval lies above or below a bar that was set before."""
-    if not enough:
+def _decided(value: float, p_value: float, n: int) -> str:
+    """Which way a difference from 0 goes, if its test says that there is one."""
+    if n < LEAST_MINIMA or p_value >= LEVEL:
         return "undetermined"
-    return "supported" if estimate.low > bar else "contradicted" if estimate.high < bar else "undetermined"
+    return "supported" if value > 0 else "contradicted"
 
 
 def few(n: int, least: int, joint: str = "") -> str:

@@ -217,11 +217,10 @@ def null_interval(successes_r: int, n_r: int, n_m: int, m: int, r: int, kind: Nu
     """
     if n_m == 0:
         return Estimate(math.nan, 0.0, 1.0, 0)
-    counts = np.arange(n_m + 1)[:, None]
-    low, high = (
-        int(np.searchsorted(special.bdtr(counts, n_m, NULLS[kind](p[1:] / 2 + p[:-1] / 2, m, r)).mean(1), tail)) / n_m
-        for p, tail in zip(_measured(successes_r, n_r, 400), TAILS, strict=True)
-    )
+    small, large = _measured(successes_r, n_r)
+    counts, shares = np.arange(n_m + 1)[:, None], np.diff(_LEVELS)
+    below = (special.bdtr(counts, n_m, NULLS[kind](p, m, r)) @ shares for p in (small[:-1], large[1:]))
+    low, high = (int(np.searchsorted(found, tail)) / n_m for found, tail in zip(below, TAILS, strict=True))
     value = float(NULLS[kind](successes_r / n_r, m, r)) if n_r else math.nan
     return Estimate(value, float(np.fmin(low, value)), float(np.fmax(high, value)), n_m)
 
@@ -229,24 +228,26 @@ def null_interval(successes_r: int, n_r: int, n_m: int, m: int, r: int, kind: Nu
 def null_p_value(successes_m: int, n_m: int, successes_r: int, n_r: int, m: int, r: int, kind: Null) -> Estimate:
     """Two-sided p-value of successes_m of n_m at width m under a null whose p was measured at width r.
 
-    Each tail is averaged over Clopper & Pearson's (1934) beta distribution of its side, p ~ Beta(s, n − s + 1) for
-    few successes, Beta(s + 1, n − s) for many: where the null says "as at width r", this is Fisher's exact test
-    doubled, hence conservative. Tails are monotone in p, so that their sums over the ends of equally likely strata
-    enclose the p-value; the upper one is the value.
+    Each tail is averaged over Clopper & Pearson's (1934) beta distribution of its side, p ~ Beta(s, n − s + 1) for few
+    successes, Beta(s + 1, n − s) for many: where the null says "as at width r", this is Fisher's exact test doubled.
+    Tails are monotone in p: sums over the ends of strata enclose it, low to high; the upper end is the value.
     """
-    small, large = _measured(successes_r, n_r, 10_000)
+    small, large, shares = *_measured(successes_r, n_r), np.diff(_LEVELS)
     fewer = special.bdtr(successes_m, n_m, NULLS[kind](small, m, r))
     more = special.bdtrc(successes_m - 1, n_m, NULLS[kind](large, m, r))
-    low = min(float(fewer[1:].mean()), float(more[:-1].mean()))
-    high = min(float(fewer[:-1].mean()), float(more[1:].mean()))
-    return Estimate(min(1.0, 2 * high), min(1.0, 2 * low), min(1.0, 2 * high), n_m)
+    low = min(1.0, 2 * float(min(shares @ fewer[1:], shares @ more[:-1])))
+    high = min(1.0, 2 * float(min(shares @ fewer[:-1], shares @ more[1:])))
+    return Estimate(high, low, high, n_m)
 
 
-def _measured(s: int, n: int, strata: int) -> tuple[np.ndarray, np.ndarray]:
-    """Ends [strata + 1] of equally likely strata of a measured probability, leaning low and leaning high."""
-    levels = np.linspace(0, 1, strata + 1)
-    small = special.betaincinv(s, n - s + 1, levels) if s > 0 else np.zeros_like(levels)
-    return small, special.betaincinv(s + 1, n - s, levels) if s < n else np.ones_like(levels)
+_TAIL = np.geomspace(1e-13, 1e-2, 1000)  # strata are fine towards both ends: small p-values come from there
+_LEVELS = np.concatenate([[0.0], _TAIL, np.linspace(0.01, 0.99, 4000)[1:-1], 1 - _TAIL[::-1], [1.0]])
+
+
+def _measured(s: int, n: int) -> tuple[np.ndarray, np.ndarray]:
+    """A probability at the ends of the strata, leaning low and leaning high."""
+    small = special.betaincinv(s, n - s + 1, _LEVELS) if s > 0 else np.zeros_like(_LEVELS)
+    return small, special.betaincinv(s + 1, n - s, _LEVELS) if s < n else np.ones_like(_LEVELS)
 
 
 # ---- counting subspaces (Simsek et al. 2021, 2105.12221): affine subspaces, not volume -------------------------------

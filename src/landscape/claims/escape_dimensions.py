@@ -13,8 +13,8 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from landscape.claim import Claim, Curve, Decision, Excluded, Need, Part, combined, settling
-from landscape.escape_splits import DROP, LEAST_MINIMA, SUCCESS, Splits, few, split_parts
+from landscape.claim import Claim, Curve, Decision, Excluded, Need, Part, combined, group_of, settling
+from landscape.escape_splits import DROP, LEAST_MINIMA, LEVEL, SUCCESS, Splits, few, split_parts
 from landscape.statistics import (
     Estimate,
     Null,
@@ -28,13 +28,12 @@ from landscape.statistics import (
 )
 
 NAME = "escape-dimensions"
-# Fixed before any data, as those of `escape_splits`. Level of every test (trend: one-sided, McNemar: two-sided);
-# intervals are 95 %.
-LEVEL = 0.01
-# Fewer independent units than this decide nothing.
+# Fixed before any data, as those of `escape_splits`. Fewer independent units than this decide nothing.
 LEAST_SEEDS, LEAST_TICKETS = 20, 8
-# Tickets of a start that must have been tried before "none wins alone" means anything, if there are so many.
+# Tickets of a start that are tried, if there are so many: those that win are counted, "none wins" needs all of them.
 LEAST_TRIED = 50
+# With a larger share of a width's runs left out, success against width and against tickets decides nothing.
+UNFINISHED = 0.1
 # The lottery reading predicts that a kept winning ticket wins always; less than this share is not always.
 ALWAYS = 0.95
 
@@ -72,6 +71,7 @@ class Population:
         zero: whether zero loss can be reached at all, so that success means something.
         ends: of the narrowest networks, how many ended at certified minima of positive loss, how many there are, and
             how many different minima that is.
+        untried: why no tickets were trained. unfinished: largest share over widths of runs that are left out.
     """
 
     name: str
@@ -82,6 +82,8 @@ class Population:
     kept: Sequence[Kept] = ()
     zero: bool = True
     ends: tuple[int, int, int] | None = None
+    untried: str = ""
+    unfinished: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -93,15 +95,36 @@ class Evidence:
 
 
 def decide(evidence: Evidence) -> Decision:
-    """All parts, and the verdict of the evidence among them."""
-    parts: list[Part] = []
+    """All parts, and the verdict of the evidence among them.
+
+    "Supported" or "contradicted" takes decided parts of Protocol A and of the tickets (B paired, or C): neither does
+    splitting say anything about tickets, nor does success against width decide alone.
+    """
+    splits, tickets, others = list[Part](), list[Part](), list[Part]()
     for p in evidence.populations:
-        parts += [*_ends(p), *split_parts(p.name, p.splits, p.zero), *_width(p), *_pairs(p), *_kept(p)]
+        splits += split_parts(p.name, p.splits, p.zero) or _missing(p, "splitting opens a way down", NO_MINIMA)
+        tickets += _pairs(p) + _kept(p)
+        others += [*_ends(p), *_width(p)]
+    parts = [part for p in evidence.populations for part in _of(p.name, [*others, *splits, *tickets])]
     verdict, condition = combined(parts)
+    if not all(any(x.evidence and x.verdict != "undetermined" for x in kind) for kind in (splits, tickets)):
+        verdict, condition = "undetermined", ""
     seeds = sum(max((len(v) for v in p.losses.values()), default=0) for p in evidence.populations)
     undecided = not parts or any(p.evidence and p.verdict == "undetermined" for p in parts)
     settle = settling(NAME, undecided, evidence.excluded)
     return Decision(NAME, verdict, condition, tuple(parts), seeds, tuple(evidence.excluded), settle)
+
+
+NO_MINIMA = "no narrow network ends at a certified minimum of positive loss"
+
+
+def _of(name: str, parts: Sequence[Part]) -> list[Part]:
+    return [p for p in parts if group_of(p.name) == name]
+
+
+def _missing(p: Population, words: str, why: str) -> list[Part]:
+    """What could not be tested, and why."""
+    return [Part(f"{p.name}: {words}", "undetermined", "-", math.nan, math.nan, math.nan, 0, why)]
 
 
 def _ends(p: Population) -> list[Part]:
@@ -127,49 +150,58 @@ def _width(p: Population) -> list[Part]:
     seeds = {w: len(p.losses[w]) for w in widths}
     fewest = min(seeds.values())
     p_value, gain = trend([won[w] for w in widths], [seeds[w] for w in widths], widths)
-    verdict = "supported" if p_value < LEVEL else "contradicted" if gain.high < 0 else "undetermined"
-    if fewest < LEAST_SEEDS:
+    p_down, _ = trend([seeds[w] - won[w] for w in widths], [seeds[w] for w in widths], widths)
+    verdict = "supported" if p_value < LEVEL else "contradicted" if p_down < LEVEL else "undetermined"
+    if fewest < LEAST_SEEDS or p.unfinished > UNFINISHED:
         verdict = "undetermined"
     parts = [
         Part(
             f"{p.name}: success grows with width", verdict, f"share won at {widths[-1]} less at {widths[0]}",
-            gain.value, gain.low, gain.high, sum(seeds.values()), f"p = {p_value:.1e}{few(fewest, LEAST_SEEDS, '; ')}",
+            gain.value, gain.low, gain.high, sum(seeds.values()),
+            f"p = {p_value:.1e}{few(fewest, LEAST_SEEDS, '; ')}{_unfinished(p)}",
         )
     ]  # fmt: skip
     nulls: tuple[tuple[Null, str], ...] = (("disjoint", "disjoint tickets"), ("all", "independent sub-tickets"))
     for kind, words in nulls:
         found = [null_p_value(won[w], seeds[w], won[p.r], seeds[p.r], w, p.r, kind) for w in widths if w > p.r]
-        least = min(found, key=lambda e: e.value)
-        value, low, high = (min(1.0, e * len(found)) for e in (least.value, least.low, least.high))  # Bonferroni
+        low, value = (min(1.0, len(found) * min(ends)) for ends in ([e.low for e in found], [e.high for e in found]))
         word = "rejected" if value < LEVEL else "not rejected"
         parts.append(
             Part(
-                f"{p.name}: null of {words}", "undetermined", "p, Bonferroni over widths", value, low, high,
-                sum(seeds.values()), f"{word}: necessary for the claim, never sufficient", evidence=False,
+                f"{p.name}: null of {words}", "undetermined", "p, Bonferroni over widths; its enclosure", value, low,
+                value, sum(seeds.values()), f"{word}: necessary for the claim, never sufficient", evidence=False,
             )
         )  # fmt: skip
     return parts
 
 
+def _unfinished(p: Population) -> str:
+    return f"; {p.unfinished:.0%} of a width's runs left out" if p.unfinished > UNFINISHED else ""
+
+
 def _pairs(p: Population) -> list[Part]:
-    """Protocol B, paired: does the wide network win where none of its tickets does, or the other way round?"""
+    """Protocol B, paired: does the wide network win where none of its tickets does, or the other way round?
+
+    A ticket that was not tried may have won: only with all of them tried can the claim be supported.
+    """
+    if p.zero and not p.pairs:
+        return _missing(p, "the wide network against its own tickets", p.untried)
     parts = []
     for pair in p.pairs:
         ticket = pair.winners > 0
         p_value, share = mcnemar_pairs(ticket, pair.wide)
-        n, least = len(ticket), min(pair.total, LEAST_TRIED)
-        enough = n >= LEAST_SEEDS and pair.tried >= least
+        n, all_tried = len(ticket), pair.tried >= pair.total
         verdict = "undetermined"
-        if enough and p_value < LEVEL:
-            verdict = "supported" if share.value > 0.5 else "contradicted"
+        if n >= LEAST_SEEDS and p_value < LEVEL and p.unfinished <= UNFINISHED:
+            verdict = "contradicted" if share.value < 0.5 else "supported" if all_tried else "undetermined"
         only_wide, only_ticket = int((pair.wide & ~ticket).sum()), int((ticket & ~pair.wide).sum())
-        some = f", {pair.tried} of {pair.total} tickets tried" if pair.tried < pair.total else ""
+        some = "" if all_tried else f"; {pair.tried} of {pair.total} tickets tried: the others may have won"
         note = f"{only_wide} only the wide network, {only_ticket} only a ticket, p = {p_value:.1e}{some}"
         parts.append(
             Part(
                 f"{p.name}: width {pair.width} against its own tickets", verdict,
                 "share of the wide network among starts where one alone wins", share.value, share.low, share.high, n,
-                note + few(n, LEAST_SEEDS, "; ") + few(pair.tried, least, "; tickets: "),
+                note + few(n, LEAST_SEEDS, "; ") + _unfinished(p),
             )
         )  # fmt: skip
     return parts
@@ -179,18 +211,20 @@ def _kept(p: Population) -> list[Part]:
     """Protocol C: the lottery reading predicts that a kept winning ticket wins whatever the rest is."""
     parts = []
     for kept in p.kept:
-        n = len(kept.success)
-        for words, shares in (("wins", kept.success), ("is the solution", kept.matched)):
-            if not np.isfinite(shares).all() or n < 2:
+        rows = (("wins", "redraws of the rest", kept.success), ("is the solution", "redraws that win", kept.matched))
+        for words, of, shares in rows:
+            there = shares[np.isfinite(shares)]
+            n = len(there)
+            if n < 2:
                 continue
-            mean = _mean_share(shares)
+            mean = _mean_share(there)
             verdict = "undetermined"
             if n >= LEAST_TICKETS:
                 verdict = "supported" if mean.high < ALWAYS else "contradicted" if mean.low > ALWAYS else "undetermined"
             parts.append(
                 Part(
                     f"{p.name}: kept ticket {words}, width {kept.width}", verdict,
-                    f"share of {kept.redraws} redraws of the rest, mean over tickets", mean.value, mean.low, mean.high,
+                    f"share of {kept.redraws} {of}, mean over tickets", mean.value, mean.low, mean.high,
                     n, f"the lottery reading predicts 1{few(n, LEAST_TICKETS, '; ')}",
                 )
             )  # fmt: skip
@@ -298,10 +332,12 @@ CLAIM = Claim(
     "(one-sided Cochran-Armitage test), two lottery nulls, and each wide start against its own tickets trained alone "
     "(McNemar's test). C: a winning ticket is kept, the other neurons are drawn anew and all are trained together; "
     "tickets are the units. "
-    f"Fixed before the data: a loss below {SUCCESS:.0e} is zero; tests at {LEVEL:g}, intervals 95 %; a "
-    f"drop of the loss by less than {DROP:.0e} of it is none; a kept ticket that wins in less than {ALWAYS:.0%} of the "
-    "redraws does not always win. The claim is supported or contradicted if all decided parts say so, conditional if "
-    "they differ, and undetermined if more than half of them are.",
+    f"Fixed before the data: a loss below {SUCCESS:.0e} is zero; tests at {LEVEL:g} (of A: binomial, and signs of the "
+    f"minima's differences flipped), intervals 95 %; a drop of the loss by less than {DROP:.0e} of it is none; a kept "
+    f"ticket whose interval lies below {ALWAYS:.0%} of the redraws does not always win; with more than "
+    f"{UNFINISHED:.0%} of a width's runs left out B decides nothing, and with tickets untried it cannot support the "
+    "claim. The claim is supported or contradicted if all decided parts say so and parts of A and of the tickets are "
+    "among them, conditional if they differ, and undetermined if more than half of them are.",
     decide,
     draw,
 )

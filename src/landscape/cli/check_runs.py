@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 from landscape.cli.jobs import Source
 from landscape.cli.targets import expand
+from landscape.errors import UsageError
 
 # Of a checkpoint that names no step, such as final.pt.
-END = 2**62
+END, FINAL = 2**62, "final"
 
 if TYPE_CHECKING:
     from landscape.certificate import Certificate
@@ -21,41 +22,63 @@ if TYPE_CHECKING:
 
 
 def read_runs(patterns: Sequence[str], source: Source) -> tuple[list[SweptRun], list[str]]:
-    """All runs below paths, globs and folders, and the sha256 of their files.
+    """All runs below paths, globs and folders, and what tells one set of runs from another: files with coordinates.
 
     Checkpoints that differ in their step only belong to one run: the last one, or that without a step, is its end; step
-    0, or initial.pt, is its start.
+    0, or initial.pt, is its start. A file that is named twice, or a copy of it, counts once.
+
+    Raises:
+        UsageError: two files of one folder could be the end of its run.
     """
     from landscape.checkpoint import read_checkpoint
 
     found: dict[str, dict[int, Path]] = {}
     kept: dict[Path, Checkpoint] = {}
-    for path in expand(patterns):
+    for path in {p.resolve(): p for p in expand(patterns)}.values():
         checkpoint = read_checkpoint(path, source.allow_globals)
         kept[path] = replace(checkpoint, state={}, module=None)  # read again where they are needed: sweeps are large
         places = {k: v for k, v in checkpoint.coordinates.items() if k != "step"}
-        label = f"{path.parent}|{sorted(places.items())}"
-        unnamed = 0 if path.stem == "initial" else END
-        found.setdefault(label, {})[int(checkpoint.coordinates.get("step", unnamed))] = path
-    runs = [_run(steps, kept, source) for steps in found.values()]
-    return _joined(runs), sorted(c.sha256 for c in kept.values())
-
-
-def _joined(runs: list[SweptRun]) -> list[SweptRun]:
-    """Ends that `landscape descend` certified in a folder of their own get the starts of the runs they came from."""
-    by_place: dict[str, list[SweptRun]] = {}
+        steps = found.setdefault(f"{path.parent}|{sorted(places.items())}", {})
+        step = checkpoint.coordinates.get("step")
+        step = step if type(step) is int else 0 if path.stem == "initial" else END
+        if step in steps and FINAL not in (path.stem, steps[step].stem):
+            raise UsageError(f"{steps[step]} and {path} could both be the end of one run", "name one of them only")
+        if step not in steps or path.stem == FINAL:
+            steps[step] = path
+    runs = _joined([_run(steps, kept, source) for steps in found.values()], kept)
+    once: dict[str, SweptRun] = {}
     for run in runs:
-        places = {k: v for k, v in run.coordinates.items() if k != "step"}
-        by_place.setdefault(str(sorted(places.items())), []).append(run)
+        once.setdefault(f"{kept[Path(run.name)].sha256} {sorted(run.coordinates.items())}", run)
+    marks = sorted(f"{c.sha256} {sorted(c.coordinates.items())}" for c in kept.values())
+    return list(once.values()), [*marks, *_own_problem(runs, source)]
+
+
+def _own_problem(runs: Sequence[SweptRun], source: Source) -> list[str]:
+    """What a problem function or the data named on the command line are now: no file of the runs says it."""
+    from landscape.batches import fingerprint, read_batches
+    from landscape.checkpoint import read_checkpoint
+    from landscape.loading import load_problem
+
+    if not runs or not (source.problem or source.data or source.loss):
+        return []
+    checkpoint = read_checkpoint(runs[0].name, source.allow_globals)
+    loaded = load_problem(checkpoint, source.problem, source.sets, source.data, source.loss)
+    return [str(loaded.problem_identity), fingerprint(read_batches(loaded.problem))]
+
+
+def _joined(runs: list[SweptRun], kept: Mapping[Path, Checkpoint]) -> list[SweptRun]:
+    """Ends that `landscape descend` wrote in a folder of their own take the place of the ends they came from."""
+    origins = {kept[Path(run.name)].sha256: run for run in runs}
+    replaced: set[str] = set()
     joined = []
-    for group in by_place.values():
-        ends = [r for r in group if r.certificate is not None and r.start is None]
-        origins = [r for r in group if r.certificate is None]
-        if len(group) == 2 and len(ends) == len(origins) == 1:
-            joined.append(replace(ends[0], start=origins[0].start))
+    for run in runs:
+        origin = origins.get(str(dict(run.header.get("descent", {})).get("from")))
+        if run.start is None and origin is not None and origin is not run:
+            replaced.add(origin.name)
+            joined.append(replace(run, start=origin.start, stages=origin.stages))
         else:
-            joined += group
-    return joined
+            joined.append(run)
+    return [run for run in joined if run.name not in replaced]
 
 
 def _run(steps: Mapping[int, Path], kept: Mapping[Path, Checkpoint], source: Source) -> SweptRun:

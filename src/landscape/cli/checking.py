@@ -76,7 +76,7 @@ def decide(request: Request, folders: list[str]) -> tuple[Checked, Provenance, P
         report("reading runs", 0, 1)
         runs, hashes = read_runs(folders, request.source)
         parts = {"files": hashes, "claim": request.claim, "scale": request.scale, "seed": request.seed}
-        key = identity({**parts, "problem": request.source.problem, "sets": dict(request.source.sets)})
+        key = identity(parts)
         with locked(place):
             stored = None if request.force else stored_identity(place, "check")
             if stored == (key, "complete"):

@@ -78,10 +78,11 @@ def _results(folder: Path, quiet: bool) -> dict[str, list[tuple[Path, StoredResu
         raise UsageError(f"{folder} {what}", "name a folder of result files, such as landscape-results")
     found: dict[str, list[tuple[Path, StoredResult]]] = {}
     broken = 0
-    for kind, pattern in PATTERNS.items():
+    for pattern in PATTERNS.values():
         for path in sorted(folder.rglob(pattern)):
             try:
-                found.setdefault(kind, []).append((path, read_stored(path, "reports are made")))
+                result = read_stored(path, "reports are made")
+                found.setdefault(result.group, []).append((path, result))
             except LandscapeError as error:
                 broken += 1
                 print_warning(f"{path} is left out: {error.message}")
@@ -104,7 +105,8 @@ def _write(target: Path, text: str, beside: dict[str, bytes], force: bool) -> No
     """The page, after what it links; a file of somebody else's is left alone."""
     from landscape.atomic import remove_stale, write_bytes
 
-    refuse_foreign(target, force)
+    for path in (target, *(target.parent / name for name in beside)):
+        refuse_foreign(path, force)
     remove_stale(target)
     for name, data in beside.items():
         write_bytes(target.parent / name, data)

@@ -58,7 +58,7 @@ class Scale:
 
 SCALES = {
     "small": Scale(10, 1, 30, 15, 10, 20, 1, 0),
-    "medium": Scale(20, 1, 40, 50, 12, 50, 2, 8),
+    "medium": Scale(20, 1, 40, 70, 12, 50, 2, 8),
     "full": Scale(60, 3, 500, 500, 20, 50, 9, 30),
 }
 UNITS = ("splits", "tickets")
@@ -72,8 +72,8 @@ def units(groups: Mapping[str, Sequence[SweptRun]]) -> list[tuple[str, str]]:
 def work(groups: Mapping[str, Sequence[SweptRun]], unit: tuple[str, str], means: Means) -> None:
     """One of the `units`; what it finds is put aside."""
     name, what = unit
-    runs, _ = usable(groups.get(name, ()))
-    if runs:
+    runs, _ = usable(groups.get(name, ()), SUCCESS)
+    if runs and _widths(runs)[0] == _widths(groups[name])[0]:
         (_splits if what == "splits" else _tickets)(name, runs, means)
 
 
@@ -81,21 +81,26 @@ def gather(groups: Mapping[str, Sequence[SweptRun]], means: Means) -> Evidence:
     """All protocols on all populations; every finished part is put aside under its own name."""
     found, excluded = [], list[Excluded]()
     for name, runs in groups.items():
-        kept, left = usable(runs)
+        kept, left = usable(runs, SUCCESS)
         excluded += left
-        if kept:
-            found.append(_population(name, kept, means))
+        narrowest = _widths(runs)[0]
+        if any(r.width == narrowest for r in kept):
+            left_out = [1 - sum(r.width == w for r in kept) / sum(r.width == w for r in runs) for w in _widths(runs)]
+            found.append(_population(name, kept, max(left_out), means))
+        else:
+            excluded.append(Excluded(name, f"none of its narrowest networks, width {narrowest}, has a known end"))
     return Evidence(found, tuple(excluded))
 
 
-def _population(name: str, runs: list[SweptRun], means: Means) -> Population:
+def _population(name: str, runs: list[SweptRun], unfinished: float, means: Means) -> Population:
     widths = _widths(runs)
     losses = {w: np.array([r.loss for r in runs if r.width == w]) for w in widths}
-    pairs, kept = _tickets(name, runs, means)
+    pairs, kept, untried = _tickets(name, runs, means)
     narrow = sum(r.width == widths[0] for r in runs)
     bad = _bad_minima(runs)
     ends = (len(bad), narrow, len(_distinct(bad)))
-    return Population(name, widths[0], losses, _splits(name, runs, means), pairs, kept, _reaches_zero(runs), ends)
+    splits, zero = _splits(name, runs, means), _reaches_zero(runs)
+    return Population(name, widths[0], losses, splits, pairs, kept, zero, ends, untried, unfinished)
 
 
 def _widths(runs: Sequence[SweptRun]) -> list[int]:
@@ -163,15 +168,19 @@ def _split(name: str, some: Sequence[SweptRun], means: Means) -> dict[str, torch
 # ---- B and C ---------------------------------------------------------------------------------------------------------
 
 
-def _tickets(name: str, runs: Sequence[SweptRun], means: Means) -> tuple[list[Pairs], list[Kept]]:
-    """Protocol B, paired, of every width; Protocol C of one in the middle."""
+def _tickets(name: str, runs: Sequence[SweptRun], means: Means) -> tuple[list[Pairs], list[Kept], str]:
+    """Protocol B, paired, of every width; Protocol C of one in the middle; or why there is none of them."""
     if not _reaches_zero(runs):
-        return [], []
+        return [], [], "no network reaches zero loss"
     widths = _widths(runs)
     first = first_order_of(runs[0])
+    if isinstance(first, str):
+        return [], [], first
     wider = [w for w in widths[1:] if any(x.width == w and x.start is not None for x in runs)]
+    if not wider:
+        return [], [], "there are no initial checkpoints of a wider network (save = [0] in the sweep)"
     if first is not None:
-        wider = wider[: means.scale.first_order] if isinstance(first, FirstOrder) else []
+        wider = wider[: means.scale.first_order]
     enough = min(means.scale.tickets, LEAST_TRIED)
     wider = [w for w in wider if min(math.comb(w, widths[0]), LEAST_TRIED) <= enough]
     pairs, kept = list[Pairs](), list[Kept]()
@@ -183,13 +192,15 @@ def _tickets(name: str, runs: Sequence[SweptRun], means: Means) -> tuple[list[Pa
         if width == min(middle, wider[-1]) and runs[0].header.get("model") in MODELS:
             made = _kept(f"{name}, kept, {width}", starts, widths[0], means)
             kept = kept if made is None else [made]
-    return pairs, kept
+    return pairs, kept, "" if pairs else f"every start has more than the {means.scale.tickets} tickets of this scale"
 
 
 def first_order_of(run: SweptRun) -> FirstOrder | str | None:
-    """How the run was trained if that was of first order; in words, why its tickets cannot be; None: neither."""
+    """How the run was trained if that was of first order, None if of second; in words, why its tickets cannot be."""
     how: Any = run.header.get("training", {})
-    if how.get("optimiser") not in ("adam", "sgd"):
+    if how.get("optimiser") is None:
+        return "tickets alone need to know how their networks were trained, which no header says"
+    if how["optimiser"] not in ("adam", "sgd"):
         return None
     samples = len(run.problem().data[1])  # type: ignore[index]
     if int(how["batch_size"]) < samples:
@@ -209,6 +220,16 @@ def _trained_like(run: SweptRun) -> FirstOrder | None:
     return found if isinstance(found, FirstOrder) else None
 
 
+def _steps_of(run: SweptRun, otherwise: int) -> int:
+    """Iterations of second order that the run itself had, at most."""
+    how: Any = run.header.get("training", {})
+    if first_order_of(run) is None:
+        return int(how.get("steps", otherwise))
+    if "descent" in run.header:  # `landscape descend` went on from where training had stopped
+        return otherwise
+    return int(how.get("finish_steps", otherwise)) if how.get("finish") else 0
+
+
 def _pairs(label: str, starts: Sequence[SweptRun], r: int, means: Means) -> Pairs:
     """Protocol B, paired: every start's tickets alone."""
     width, scale = starts[0].width, means.scale
@@ -222,7 +243,7 @@ def _pairs(label: str, starts: Sequence[SweptRun], r: int, means: Means) -> Pair
             layer,
             r,
             scale.tickets,
-            scale.steps,
+            _steps_of(starts[0], scale.steps),
             rng,
             lambda stage, d, t: means.tell(f"{label}: tickets alone", d, t),
             first=_trained_like(starts[0]),
@@ -256,7 +277,7 @@ def _kept(label: str, starts: Sequence[SweptRun], r: int, means: Means) -> Kept 
     chosen = [(x, t) for x, t in zip(starts, tickets, strict=False) if t[0] >= 0][: scale.kept]
     if len(chosen) < 2:
         return None
-    aside = means.pieces.get(label)
+    aside, teacher = means.pieces.get(label), teacher_of(chosen[0][0])
     if aside is None:
         problems = [_start(x) for x, _ in chosen]
         layer = hidden_layers(problems[0].model)[0].layer
@@ -269,8 +290,8 @@ def _kept(label: str, starts: Sequence[SweptRun], r: int, means: Means) -> Kept 
             fresh,
             layer,
             [t for _, t in chosen],
-            scale.steps,
-            teacher_of(chosen[0][0]),
+            _steps_of(starts[0], scale.steps),
+            teacher,
             lambda stage, d, t: means.tell(f"{label}: redraws", d, t),
             first=_trained_like(starts[0]),
             device=means.device,
@@ -279,10 +300,13 @@ def _kept(label: str, starts: Sequence[SweptRun], r: int, means: Means) -> Kept 
         means.pieces.put(label, aside)
     ticket, loss, matched = (aside[name].numpy() for name in ("ticket", "loss", "matched"))
     success = np.array([(loss[ticket == i] < SUCCESS).mean() for i in range(len(chosen))])
-    solved = np.array([(matched[ticket == i] == r).mean() for i in range(len(chosen))])
-    return Kept(
-        starts[0].width, success, solved if (matched >= 0).all() else np.full(len(chosen), np.nan), scale.redraws
-    )
+    solved = np.full(len(chosen), np.nan)
+    if teacher is not None and len(teacher) == r:  # with more neurons than the teacher's not even alone
+        for i in range(len(chosen)):
+            won = (ticket == i) & (loss < SUCCESS)
+            if won.any():
+                solved[i] = (matched[won] == r).mean()
+    return Kept(starts[0].width, success, solved, scale.redraws)
 
 
 def _start(run: SweptRun) -> Problem:

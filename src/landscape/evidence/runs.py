@@ -17,6 +17,8 @@ from landscape.problem import Problem
 Progress = Callable[[str, int, int], None]
 # What may differ between the runs of one population, in a model's settings.
 VARIED = ("width", "widths")
+# What a header's "training" says beside the settings.
+MEASURED = ("parameters", "steps_done", "train_loss", "train_accuracy", "test_accuracy", "torch")
 
 
 @dataclass(frozen=True)
@@ -70,18 +72,23 @@ def populations(runs: Sequence[SweptRun]) -> dict[str, list[SweptRun]]:
     """Runs that differ in width and seed only, by a name in words, in the order of width and seed.
 
     Raises:
-        UsageError: no run has a width.
+        UsageError: no run has a width, a width or seed is no whole number, or a seed of a width is there twice.
     """
-    found: dict[str, list[SweptRun]] = {}
-    for run in sorted((r for r in runs if "width" in r.coordinates), key=lambda r: (r.width, r.seed)):
-        found.setdefault(_key(run), []).append(run)
-    if not found:
+    swept = [r for r in runs if "width" in r.coordinates]
+    if not swept:
         raise UsageError(
             "none of these checkpoints has a width among its coordinates",
             "name a sweep: landscape train four-neuron --out runs, or paths such as width=8/seed=0/final.pt",
         )
+    for run in swept:
+        for name in ("width", "seed"):
+            if type(value := run.coordinates.get(name, 0)) is not int:
+                raise UsageError(f"{run.name}: {name} {value!r} is not a whole number", f"rename it: {name}=8")
+    found: dict[str, list[SweptRun]] = {}
+    for run in sorted(swept, key=lambda r: (r.width, r.seed)):
+        found.setdefault(json.dumps([problem_of(run.header), _optimiser(run), _others(run)]), []).append(run)
     named: dict[str, list[SweptRun]] = {}
-    for members in found.values():
+    for members in (part for whole in found.values() for part in _apart(whole)):
         base = name = _words(members[0])
         while name in named:
             name = f"{base} ({len(named) + 1})"
@@ -89,12 +96,40 @@ def populations(runs: Sequence[SweptRun]) -> dict[str, list[SweptRun]]:
     return named
 
 
-def usable(runs: Sequence[SweptRun]) -> tuple[list[SweptRun], list[Excluded]]:
-    """Runs whose outcome is known: zero loss, or a certified end; and the others with the reason."""
+def _apart(runs: list[SweptRun]) -> list[list[SweptRun]]:
+    """The runs, or where a seed of a width is there twice the runs of every training."""
+    if _twice(runs) is None:
+        return [runs]
+    found: dict[str, list[SweptRun]] = {}
+    for run in runs:
+        how = {k: v for k, v in run.header.get("training", {}).items() if k not in MEASURED}
+        found.setdefault(json.dumps(how, sort_keys=True, default=str), []).append(run)
+    for members in found.values():
+        if pair := _twice(members):
+            raise UsageError(
+                f"{pair[0].name} and {pair[1].name} are the same seed of the same width",
+                "name each run once, or give what they differ in as a coordinate: lr=0.1/width=8/seed=0/final.pt",
+            )
+    return list(found.values())
+
+
+def _twice(runs: Sequence[SweptRun]) -> tuple[SweptRun, SweptRun] | None:
+    """Two runs that say they are the same seed of the same width."""
+    seen: dict[tuple[int, int], SweptRun] = {}
+    for run in runs:
+        if "seed" in run.coordinates and (other := seen.setdefault((run.width, run.seed), run)) is not run:
+            return other, run
+    return None
+
+
+def usable(runs: Sequence[SweptRun], zero: float) -> tuple[list[SweptRun], list[Excluded]]:
+    """Runs whose outcome is known: a loss below `zero`, or a certified end; and the others with the reason."""
     kept, left = [], []
     for run in runs:
         verdict = None if run.certificate is None else run.certificate.verdict
-        if verdict is None:
+        if run.loss < zero:
+            kept.append(run)
+        elif verdict is None:
             left.append(Excluded(run.name, f"{NO_CERTIFICATE}; `landscape descend` makes one"))
         elif verdict in ("not stationary", "unresolved", "failed"):
             left.append(Excluded(run.name, f"{verdict}: whether it would have gone on down is not known"))
@@ -103,12 +138,20 @@ def usable(runs: Sequence[SweptRun]) -> tuple[list[SweptRun], list[Excluded]]:
     return kept, left
 
 
-def _key(run: SweptRun) -> str:
-    header = run.header
+def problem_of(header: Mapping[str, Any]) -> str:
+    """Model, data and loss that a header names, but for the width."""
     settings = {k: v for k, v in dict(header.get("model_settings", {})).items() if k not in VARIED}
-    training = header.get("training", {})
     parts = [header.get("model"), settings, header.get("data"), header.get("data_settings"), header.get("loss")]
-    return json.dumps([*parts, training.get("optimiser"), header.get("weight_decay", 0.0)], sort_keys=True, default=str)
+    return json.dumps([*parts, header.get("weight_decay", 0.0)], sort_keys=True, default=str)
+
+
+def _optimiser(run: SweptRun) -> str:
+    return str(dict(run.header.get("training", {})).get("optimiser"))
+
+
+def _others(run: SweptRun) -> dict[str, str]:
+    """Coordinates that are neither a width nor a seed nor a step."""
+    return {k: str(v) for k, v in sorted(run.coordinates.items()) if k not in ("width", "seed", "step")}
 
 
 def _words(run: SweptRun) -> str:
@@ -117,4 +160,5 @@ def _words(run: SweptRun) -> str:
     what = f"{settings['target'].replace('_', '-')} teacher" if data == "teacher" and "target" in settings else data
     activation = dict(header.get("model_settings", {})).get("activation")
     optimiser = dict(header.get("training", {})).get("optimiser")
-    return ", ".join(str(w).replace("_", "-") for w in (what, activation, optimiser) if w)
+    named = [str(w).replace("_", "-") for w in (what, activation, optimiser) if w]
+    return ", ".join([*named, *(f"{k}={v}" for k, v in _others(run).items())])

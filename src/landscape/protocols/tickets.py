@@ -45,8 +45,8 @@ class Redrawn:
     """Tickets kept while the other neurons are drawn anew, trained together.
 
     Attributes:
-        ticket: number of the ticket [R]. loss: reached [R]. matched: how many of the ticket's neurons ended parallel
-            to a neuron of the teacher, |cos| > 0.999 [R]; −1 where there is no teacher.
+        ticket: number of the ticket [R]. loss: reached [R]. matched: how many of the teacher's neurons are parallel to
+            one of the ticket's, |cos| > 0.999 [R]; −1 where there is no teacher.
     """
 
     ticket: np.ndarray
@@ -133,11 +133,11 @@ def redraw_others(
 
 
 def matches(rows: torch.Tensor, hidden: Hidden, neurons: Sequence[int], teacher: np.ndarray) -> int:
-    """How many of the neurons have input weights parallel to one of the teacher's, |cos| > 0.999."""
+    """How many of the teacher's neurons have input weights parallel to those of one of `neurons`, |cos| > 0.999."""
     own = rows[list(neurons)].double().numpy()
     own = own / np.maximum(np.linalg.norm(own, axis=1, keepdims=True), 1e-300)
     other = teacher / np.linalg.norm(teacher, axis=1, keepdims=True)
-    return int((np.abs(own @ other.T).max(1) > 0.999).sum())
+    return int((np.abs(own @ other.T).max(0) > 0.999).sum())
 
 
 @dataclass(frozen=True)

@@ -16,37 +16,40 @@ from landscape.reports.document import Block, Bullets, Cell, Code, Folded, Headi
 from landscape.store import StoredResult
 
 
+def labels(found: list[tuple[Path, StoredResult]]) -> list[str]:
+    """A name of its own for every section: a claim can be decided on several sweeps."""
+    names = [str(r.attributes["claim"]) for _, r in found]
+    return [
+        name if names[:i].count(name) == 0 else f"{name}-{names[:i].count(name) + 1}" for i, name in enumerate(names)
+    ]
+
+
 def summary(found: list[tuple[Path, StoredResult]]) -> Table:
     """One row a claim."""
     rows = [
         [
-            Cell(str(r.attributes["claim"]), link=anchor(r)),
+            Cell(str(r.attributes["claim"]), link=f"claim-{label}"),
             Cell(str(r.attributes["verdict"]), strong=True),
             Cell(str(r.attributes["condition"]) or "-"),
             Cell(f"{_number(r, 'runs')}"),
             Cell(f"{_number(r, 'seeds')}"),
         ]
-        for _, r in found
+        for label, (_, r) in zip(labels(found), found, strict=True)
     ]
     return Table(("claim", "verdict", "condition", "runs", "seeds"), rows, right=(3, 4))
 
 
-def anchor(result: StoredResult) -> str:
-    """Name of the claim's section."""
-    return f"claim-{result.attributes['claim']}"
-
-
-def section(path: Path, result: StoredResult) -> Iterator[Block]:
+def section(path: Path, result: StoredResult, label: str) -> Iterator[Block]:
     """Statement, verdict, figure, tables, how it was measured, commands."""
     words = {k: str(result.attributes[k]) for k in ("claim", "verdict", "condition", "statement", "source")}
-    yield Heading(words["claim"], 2, anchor(result))
+    yield Heading(words["claim"], 2, f"claim-{label}")
     yield Paragraph(f"\u201c{words['statement']}\u201d")
     yield Paragraph(words["source"], "Source")
     yield Verdict(words["verdict"], words["condition"])
     yield Paragraph(str(result.attributes["says_not"]), "What this verdict does not say")
     if len(_texts(result, "curve_panel")):
         svg = render(draw_check(result), ".svg")
-        yield Picture(f"{words['claim']}.svg", f"figure of {words['claim']}, {words['verdict']}", svg)
+        yield Picture(f"{label}.svg", f"figure of {words['claim']}, {words['verdict']}", svg)
     yield from _parts(result)
     yield from _measured(result)
     yield from _commands(path, result)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from urllib.parse import quote
+
 from landscape import __version__
 from landscape.reports.document import (
     Block,
@@ -45,7 +47,7 @@ def _block(block: Block, folder: str) -> str:
         case Table():
             return _table(block)
         case Picture(name, alt, _):
-            return f"![{_plain(alt)}]({folder}/{name})"
+            return f"![{_plain(alt)}]({quote(folder)}/{quote(name)})"
         case Code(text, summary):
             fenced = f"```text\n{text.rstrip()}\n```"
             return _folded(summary, fenced) if summary else fenced

@@ -22,8 +22,8 @@ def make_page(title: str, found: Mapping[str, list[tuple[Path, StoredResult]]]) 
                 "there are too few seeds, unconverged runs or missing certificates."
             )
         )
-        for path, result in decided:
-            blocks += claims.section(path, result)
+        for label, (path, result) in zip(claims.labels(decided), decided, strict=True):
+            blocks += claims.section(path, result, label)
     for kind in results.WORDS:
         if found.get(kind):
             blocks += results.section(kind, found[kind])
