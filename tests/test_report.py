@@ -22,7 +22,8 @@ from landscape.claims.escape_dimensions import CLAIM, Evidence, decide, draw
 from landscape.reports.claims import section, summary
 from landscape.reports.document import Cell, Document, Heading, Paragraph, Table
 from landscape.reports.html import as_html
-from landscape.reports.markdown import as_markdown
+from landscape.reports.markdown import as_markdown, pictures
+from landscape.reports.page import make_page
 from landscape.result_checks import Read, checked
 from landscape.results import Spent
 from landscape.store import read_result, write_result
@@ -105,6 +106,34 @@ def test_the_page_says_all_and_needs_nothing_but_itself(folder: Path) -> None:
     again = report(str(folder), "-o", str(folder / "two.html"), cwd=folder)
     assert again.returncode == 0
     assert (folder / "two.html").read_text() == page.replace("two.html", "report.html")
+
+
+def test_one_claim_decided_twice_has_two_sections(folder: Path, tmp_path: Path) -> None:
+    """Each with its own name and figure; in Markdown, links that survive spaces; nobody's file is overwritten."""
+    name = "escape-dimensions.check.h5"
+    for sub in ("a b", "c"):
+        (tmp_path / sub).mkdir()
+        shutil.copy(folder / name, tmp_path / sub / name)
+    found = [(p, read_result(p, "check")) for p in sorted(tmp_path.rglob("*.check.h5"))]
+    document = make_page("t", {"check": found})
+    assert list(pictures(document)) == ["escape-dimensions.svg", "escape-dimensions-2.svg"]
+    text = as_markdown(document, "my page-figures")
+    assert "](my%20page-figures/escape-dimensions-2.svg)" in text
+    assert text.count('<a id="claim-escape-dimensions-2">') == 1
+    own = tmp_path / "report-figures" / "escape-dimensions.svg"
+    own.parent.mkdir()
+    own.write_text("<svg/>")
+    refused = report(".", "--format", "markdown", cwd=tmp_path)
+    assert refused.returncode == 5
+    assert own.read_text() == "<svg/>"
+    assert not (tmp_path / "report.md").exists()
+
+
+def test_results_are_what_is_in_them_and_not_what_they_are_called(folder: Path, tmp_path: Path) -> None:
+    shutil.copy(folder / "width=8" / "final.slice.h5", tmp_path / "x.check.h5")
+    done = report(".", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "1 slice" in done.stderr
 
 
 def test_everything_comes_from_the_files(folder: Path, tmp_path: Path) -> None:
