@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from landscape.claim import Claim, Curve, Decision, Excluded, Need, Part, combined, group_of, settling
+from landscape.claim import Claim, Curve, Decision, Excluded, Need, Part, combined, settling
 from landscape.escape_splits import DROP, LEAST_MINIMA, LEVEL, SUCCESS, Splits, few, split_parts
 from landscape.statistics import (
     Estimate,
@@ -34,6 +34,7 @@ LEAST_SEEDS, LEAST_TICKETS = 20, 8
 LEAST_TRIED = 50
 # With a larger share of a width's runs left out, success against width and against tickets decides nothing.
 UNFINISHED = 0.1
+NO_MINIMA = "no narrow network ends at a certified minimum of positive loss"
 # The lottery reading predicts that a kept winning ticket wins always; less than this share is not always.
 ALWAYS = 0.95
 
@@ -100,12 +101,13 @@ def decide(evidence: Evidence) -> Decision:
     "Supported" or "contradicted" takes decided parts of Protocol A and of the tickets (B paired, or C): neither does
     splitting say anything about tickets, nor does success against width decide alone.
     """
-    splits, tickets, others = list[Part](), list[Part](), list[Part]()
+    parts, splits, tickets = list[Part](), list[Part](), list[Part]()
     for p in evidence.populations:
-        splits += split_parts(p.name, p.splits, p.zero) or _missing(p, "splitting opens a way down", NO_MINIMA)
-        tickets += _pairs(p) + _kept(p)
-        others += [*_ends(p), *_width(p)]
-    parts = [part for p in evidence.populations for part in _of(p.name, [*others, *splits, *tickets])]
+        split = split_parts(p.name, p.splits, p.zero) or _missing(p, "splitting opens a way down", NO_MINIMA)
+        ticket = _pairs(p) + _kept(p)
+        parts += [*_ends(p), *split, *_width(p), *ticket]
+        splits += split
+        tickets += ticket
     verdict, condition = combined(parts)
     if not all(any(x.evidence and x.verdict != "undetermined" for x in kind) for kind in (splits, tickets)):
         verdict, condition = "undetermined", ""
@@ -113,13 +115,6 @@ def decide(evidence: Evidence) -> Decision:
     undecided = not parts or any(p.evidence and p.verdict == "undetermined" for p in parts)
     settle = settling(NAME, undecided, evidence.excluded)
     return Decision(NAME, verdict, condition, tuple(parts), seeds, tuple(evidence.excluded), settle)
-
-
-NO_MINIMA = "no narrow network ends at a certified minimum of positive loss"
-
-
-def _of(name: str, parts: Sequence[Part]) -> list[Part]:
-    return [p for p in parts if group_of(p.name) == name]
 
 
 def _missing(p: Population, words: str, why: str) -> list[Part]:
