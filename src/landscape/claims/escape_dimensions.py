@@ -30,8 +30,6 @@ from landscape.statistics import (
 NAME = "escape-dimensions"
 # Fixed before any data, as those of `escape_splits`. Fewer independent units than this decide nothing.
 LEAST_SEEDS, LEAST_TICKETS = 20, 8
-# Tickets of a start that are tried, if there are so many: those that win are counted, "none wins" needs all of them.
-LEAST_TRIED = 50
 # With a larger share of a width's runs left out, success against width and against tickets decides nothing.
 UNFINISHED = 0.1
 NO_MINIMA = "no narrow network ends at a certified minimum of positive loss"

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from landscape.claim import Excluded
-from landscape.claims.escape_dimensions import LEAST_TRIED, Evidence, Kept, Pairs, Population
+from landscape.claims.escape_dimensions import Evidence, Kept, Pairs, Population
 from landscape.data.teacher import teacher_weights
 from landscape.escape_splits import SUCCESS, Splits
 from landscape.evidence.runs import Means, SweptRun, usable
@@ -38,8 +38,8 @@ class Scale:
 
     Attributes:
         minima: bad minima whose neurons are split. kicks: controls of each split. starts: of each width whose tickets
-            are trained alone; tickets: of each start, at most (widths that would need more are left out). kept: winning
-            tickets, each with so many redraws.
+            are trained alone; tickets: of each start, at most: widths with more of them are left out, since one that
+            was not tried may have won. kept: winning tickets, each with so many redraws.
         first_order: widths whose tickets are trained alone where that takes a first-order optimiser.
         large: minima that are split where networks have more than `LARGE` parameters.
         steps: iterations of every training, at most.
@@ -181,8 +181,7 @@ def _tickets(name: str, runs: Sequence[SweptRun], means: Means) -> tuple[list[Pa
         return [], [], "there are no initial checkpoints of a wider network (save = [0] in the sweep)"
     if first is not None:
         wider = wider[: means.scale.first_order]
-    enough = min(means.scale.tickets, LEAST_TRIED)
-    wider = [w for w in wider if min(math.comb(w, widths[0]), LEAST_TRIED) <= enough]
+    wider = [w for w in wider if math.comb(w, widths[0]) <= means.scale.tickets]
     pairs, kept = list[Pairs](), list[Kept]()
     middle = widths[len(widths) // 2] if len(widths) > 2 else widths[-1]
     for width in wider:
@@ -192,7 +191,11 @@ def _tickets(name: str, runs: Sequence[SweptRun], means: Means) -> tuple[list[Pa
         if width == min(middle, wider[-1]) and runs[0].header.get("model") in MODELS:
             made = _kept(f"{name}, kept, {width}", starts, widths[0], means)
             kept = kept if made is None else [made]
-    return pairs, kept, "" if pairs else f"every start has more than the {means.scale.tickets} tickets of this scale"
+    return (
+        pairs,
+        kept,
+        "" if pairs else f"every wider start has more than the {means.scale.tickets} tickets of this scale",
+    )
 
 
 def first_order_of(run: SweptRun) -> FirstOrder | str | None:
