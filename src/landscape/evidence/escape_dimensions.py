@@ -191,11 +191,8 @@ def _tickets(name: str, runs: Sequence[SweptRun], means: Means) -> tuple[list[Pa
         if width == min(middle, wider[-1]) and runs[0].header.get("model") in MODELS:
             made = _kept(f"{name}, kept, {width}", starts, widths[0], means)
             kept = kept if made is None else [made]
-    return (
-        pairs,
-        kept,
-        "" if pairs else f"every wider start has more than the {means.scale.tickets} tickets of this scale",
-    )
+    why = "" if pairs else f"every wider start has more than the {means.scale.tickets} tickets of this scale"
+    return pairs, kept, why
 
 
 def first_order_of(run: SweptRun) -> FirstOrder | str | None:
