@@ -101,8 +101,10 @@ def _ways(name: str, splits: Sequence[Splits]) -> list[Part]:
         if len(values) > 1:
             e = mean_over_minima(np.array(values))
             parts.append(
-                Part(f"{name}: {words}", "undetermined", statistic, e.value, e.low, e.high, len(values),
-                     "reported, not tested", evidence=False)
+                Part(
+                    f"{name}: {words}", "undetermined", statistic, e.value, max(0.0, e.low), min(1.0, e.high),
+                    len(values), "reported, not tested", evidence=False,
+                )
             )  # fmt: skip
     return parts
 
