@@ -108,8 +108,8 @@ def _measured(result: StoredResult) -> Iterator[Block]:
     left, why = _texts(result, "excluded"), _texts(result, "excluded_reason")
     if left:
         out = [[Cell(run), Cell(reason)] for run, reason in zip(left, why, strict=True)]
-        table = Table(("run", "reason"), out)
-        yield Folded(f"{len(left)} of {_number(result, 'runs')} runs left out, and why", (table,))
+        table = Table(("run, or sweep", "reason"), out)
+        yield Folded(f"Left out of {_number(result, 'runs')} runs: {len(left)}, and why", (table,))
 
 
 def _commands(path: Path, result: StoredResult) -> Iterator[Block]:
