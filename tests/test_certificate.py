@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from landscape.certificate import Certificate, Interval, Pair, decide, from_dict
-from landscape.certifying import certify_stack
+from landscape.certifying import certify_stack, inertia
 from landscape.data import load_data
 from landscape.descending_large import certify_large
 from landscape.identity import plain
@@ -241,6 +241,19 @@ def fixture_problem() -> Problem:
         model[0].weight.copy_(torch.tensor(w, dtype=torch.float64))  # type: ignore[index,union-attr,operator]
         model[2].weight.copy_(torch.tensor([[0.24129762395415225, -0.2766434728468965]], dtype=torch.float64))  # type: ignore[index,union-attr,operator]
     return Problem(model, load_data("teacher", settings).train, "mse")
+
+
+def test_inertia_of_a_stack_is_that_of_its_certificates_and_one_broken_member_harms_no_other() -> None:
+    problems = [linear_problem(w)[0] for w in (2, 2, 2)]
+    stack, theta = build_stack(problems)
+    theta = theta + 0.3 * torch.randn(theta.shape, generator=torch.Generator().manual_seed(0), dtype=theta.dtype)
+    theta[1, 0] = torch.nan
+    found = inertia(stack, theta, 1e-6)
+    whole = certify_stack(stack.of(torch.tensor([0, 2])), theta[[0, 2]])
+    assert found.negative[[0, 2]].tolist() == [c.negative for c in whole]
+    np.testing.assert_allclose(found.lowest[[0, 2]], [c.lambda_min.value for c in whole], rtol=1e-9)
+    assert (found.negative[1], found.error[1]) == (0, torch.inf)
+    assert torch.isnan(found.lowest[1])
 
 
 def test_the_published_minimum_is_certified() -> None:
