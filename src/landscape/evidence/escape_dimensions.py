@@ -57,7 +57,7 @@ class Scale:
 
 
 SCALES = {
-    "small": Scale(10, 1, 30, 15, 10, 20, 1, 0),
+    "small": Scale(8, 1, 30, 15, 8, 20, 1, 0),
     "medium": Scale(20, 1, 40, 70, 12, 50, 2, 8),
     "full": Scale(60, 3, 500, 500, 20, 50, 9, 30),
 }
