@@ -158,9 +158,14 @@ def _aside(place: Path) -> Path:
 
 
 def _folders_of(folders: list[str], groups: Groups) -> dict[str, list[str]]:
-    """Of every population, those of the named paths under which it lies: a worker need not read the others."""
+    """Of every population, those of the named paths under which it lies: a worker need not read the others.
+
+    All of them where a run's start lies elsewhere than its end, or where a name depends on the other populations.
+    """
     from landscape.cli.targets import expand
 
+    if any("descent" in run.header for runs in groups.values() for run in runs) or any(n.endswith(")") for n in groups):
+        return dict.fromkeys(groups, folders)
     below = {folder: {str(p) for p in expand([folder])} for folder in folders}
     return {
         name: [f for f, files in below.items() if any(run.name in files for run in runs)] or folders
