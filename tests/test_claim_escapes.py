@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 from collections import Counter
 from dataclasses import replace
@@ -11,12 +12,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from rich.console import Console
 from torch import nn
 
 from commands import run
 from landscape.claims import negative_eigenvalues as signs
 from landscape.claims.escape_dimensions import CLAIM, Evidence, Kept, Pairs, Population, decide, draw
 from landscape.cli.check_runs import read_runs
+from landscape.cli.check_view import parts_table
 from landscape.cli.jobs import Source
 from landscape.escape_splits import Splits, split_parts
 from landscape.evidence import negative_eigenvalues
@@ -24,6 +27,8 @@ from landscape.evidence.runs import Means, populations
 from landscape.pieces import KeptPieces
 from landscape.problem import Problem
 from landscape.protocols.tickets import matches, redraw_others, tickets_of, train_alone
+from landscape.result_checks import checked
+from landscape.results import Spent
 from landscape.store import list_groups
 from landscape.structure import Hidden, hidden_layers
 from landscape.widening import narrowed, with_neurons
@@ -155,6 +160,35 @@ def test_descents_that_diverge_have_not_left_the_minimum() -> None:
     made = [replace(s, wide=np.full((6, 2), np.inf)) for s in splits(1e-4, 1.0)]
     (part,) = [p for p in split_parts("t", made, False) if p.name.endswith("kicks, wide")]
     assert part.value == pytest.approx(2.0)  # from 0.01, where the minima are
+
+
+def test_minima_that_agree_give_no_interval_of_no_width() -> None:
+    parts = {p.name.removeprefix("a: "): p for p in split_parts("a", splits(1e-25, 0.005, count=2), True)}
+    for name in ("drop of the loss along ways out", "ways out that run to infinity"):
+        share = parts[name]
+        assert share.high - share.low > 0.5
+        assert share.low <= share.value <= share.high
+    for kind in ("wide", "narrow"):
+        gain = parts[f"ways out against kicks, {kind}"]
+        assert gain.value == pytest.approx(np.log10(0.005 / 1e-10))
+        assert np.isnan([gain.low, gain.high]).all()
+        assert "nothing to estimate an interval from" in gain.note
+
+
+@pytest.mark.parametrize("width", [60, 80, 200])
+def test_the_table_keeps_every_number_at_any_width(width: int) -> None:
+    decision = decide(Evidence([replace(escaping(np.random.default_rng(0)), splits=splits(1e-25, 0.00512345))]))
+    result = checked(CLAIM, decision, [], [], Spent(0, 0.0, "float64", "cpu", {}))
+    result.part_value[:], result.part_low[:], result.part_high[:] = -1.23e-8, -4.5e-32, -6.7e-12  # the longest words
+    console = Console(file=io.StringIO(), width=width)
+    console.print(parts_table(result, list(range(len(result.part)))))
+    shown = console.file.getvalue()  # type: ignore[attr-defined]
+    assert shown.count("-1.23e-08 [-4.5e-32, -6.7e-12]") == len(result.part)
+    assert max(map(len, shown.splitlines())) <= width
+    rows = [line.split() for line in shown.splitlines() if "-6.7e-12]" in line]
+    assert [int(row[-1]) for row in rows] == result.part_n.tolist()
+    words = " ".join(shown.split())
+    assert all(" ".join(str(text).split()) in words for text in result.part_statistic)
 
 
 def test_relabelled_seeds_change_nothing() -> None:

@@ -17,6 +17,8 @@ from landscape.statistics import Estimate, paired_bootstrap, wilson
 SUCCESS = 1e-10
 # Level of every test. Fewer minima than this decide nothing: the smallest p of eight signs is 2/256.
 LEVEL, LEAST_MINIMA = 0.01, 8
+# Signs that are flipped in a test, at most.
+FLIPS = 9999
 # A drop of the loss smaller than this share is none.
 DROP = 1e-3
 
@@ -83,7 +85,8 @@ def split_parts(name: str, splits: Sequence[Splits], zero_loss: bool) -> list[Pa
                 Part(
                     f"{name}: ways out against kicks, {kind}", _decided(gain.value, p_value, len(gains)),
                     "log10 loss of kicks less that of ways out, median, mean over minima", gain.value, gain.low,
-                    gain.high, len(gains), f"signs flipped: p = {p_value:.1e}{few(len(gains), LEAST_MINIMA, '; ')}",
+                    gain.high, len(gains),
+                    f"signs flipped: p = {p_value:.1e}{_about(gains)}",
                 )
             )  # fmt: skip
     return parts
@@ -99,11 +102,11 @@ def _ways(name: str, splits: Sequence[Splits]) -> list[Part]:
     parts = []
     for words, statistic, values in rows:
         if len(values) > 1:
-            e = mean_over_minima(np.array(values))
+            e = mean_share(np.clip(values, 0.0, 1.0))
             parts.append(
                 Part(
-                    f"{name}: {words}", "undetermined", statistic, e.value, max(0.0, e.low), min(1.0, e.high),
-                    len(values), "reported, not tested", evidence=False,
+                    f"{name}: {words}", "undetermined", statistic, e.value, e.low, e.high, len(values),
+                    "reported, not tested", evidence=False,
                 )
             )  # fmt: skip
     return parts
@@ -126,18 +129,31 @@ def _against_kicks(splits: Sequence[Splits], kind: str) -> np.ndarray:
     return np.array(gains)
 
 
+def mean_share(shares: np.ndarray) -> Estimate:
+    """Mean of shares [n] of as many independent units, with the wider of the bootstrap's and Wilson's 95 % interval:
+    resampling units that all did the same sees no spread."""
+    n = len(shares)
+    resampled = paired_bootstrap(np.zeros(n), shares, np.random.default_rng(0))
+    low, high = (wilson(k, n) for k in (math.floor(shares.sum()), math.ceil(shares.sum())))
+    return Estimate(resampled.value, min(resampled.low, low.low), max(resampled.high, high.high), n)
+
+
 def mean_over_minima(values: np.ndarray) -> Estimate:
     """Mean of values [n >= 2] with the wider of the bootstrap's and Student's 95 % interval: few minima have too little
-    spread for the one, skewed ones too much for the other."""
+    spread for the one, skewed ones too much for the other. NaN for the ends where all values are equal."""
+    if np.ptp(values) == 0:
+        return Estimate(float(values[0]), math.nan, math.nan, len(values))
     e = paired_bootstrap(np.zeros(len(values)), values, np.random.default_rng(0))
     half = float(stats.t.ppf(0.975, len(values) - 1) * values.std(ddof=1)) / math.sqrt(len(values))
     return Estimate(e.value, min(e.low, e.value - half), max(e.high, e.value + half), len(values))
 
 
 def sign_flips(values: np.ndarray) -> float:
-    """Two-sided p of the mean of values [n] if every sign were a coin's: exact up to thirteen, else of 9,999 draws."""
+    """Two-sided p of the mean of values [n] if every sign were a coin's: of all 2^n signs where these are not more than
+    `FLIPS`, else of as many draws with the values themselves among them, which keeps the level (Phipson & Smyth 2010).
+    """
     found = stats.permutation_test(
-        (values,), np.mean, permutation_type="samples", n_resamples=9999, rng=np.random.default_rng(0)
+        (values,), np.mean, permutation_type="samples", n_resamples=FLIPS, rng=np.random.default_rng(0)
     )
     return float(found.pvalue)
 
@@ -157,6 +173,13 @@ def _decided(value: float, p_value: float, n: int) -> str:
     if n < LEAST_MINIMA or p_value >= LEVEL:
         return "undetermined"
     return "supported" if value > 0 else "contradicted"
+
+
+def _about(values: np.ndarray) -> str:
+    """What a reader must know of a test of values [n]."""
+    drawn = f" in {FLIPS:,} draws" if 2 ** len(values) > FLIPS else ""
+    alike = "; all minima agree: nothing to estimate an interval from" if np.ptp(values) == 0 else ""
+    return drawn + few(len(values), LEAST_MINIMA, "; ") + alike
 
 
 def few(n: int, least: int, joint: str = "") -> str:

@@ -14,15 +14,13 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from landscape.claim import Claim, Curve, Decision, Excluded, Need, Part, combined, settling
-from landscape.escape_splits import DROP, LEAST_MINIMA, LEVEL, SUCCESS, Splits, few, split_parts
+from landscape.escape_splits import DROP, LEAST_MINIMA, LEVEL, SUCCESS, Splits, few, mean_share, split_parts
 from landscape.statistics import (
-    Estimate,
     Null,
     counting_ratio,
     mcnemar_pairs,
     null_interval,
     null_p_value,
-    paired_bootstrap,
     trend,
     wilson,
 )
@@ -210,7 +208,7 @@ def _kept(p: Population) -> list[Part]:
             n = len(there)
             if n < 2:
                 continue
-            mean = _mean_share(there)
+            mean = mean_share(there)
             verdict = "undetermined"
             if n >= LEAST_TICKETS:
                 verdict = "supported" if mean.high < ALWAYS else "contradicted" if mean.low > ALWAYS else "undetermined"
@@ -222,15 +220,6 @@ def _kept(p: Population) -> list[Part]:
                 )
             )  # fmt: skip
     return parts
-
-
-def _mean_share(shares: np.ndarray) -> Estimate:
-    """Mean of shares [T], tickets as units: the wider of bootstrap and Wilson's interval, since resampling tickets that
-    all did the same sees no spread."""
-    n = len(shares)
-    resampled = paired_bootstrap(np.zeros(n), shares, np.random.default_rng(0))
-    low, high = (wilson(k, n) for k in (math.floor(shares.sum()), math.ceil(shares.sum())))
-    return Estimate(resampled.value, min(resampled.low, low.low), max(resampled.high, high.high), n)
 
 
 def draw(evidence: Evidence) -> list[Curve]:

@@ -7,8 +7,11 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from rich.box import SIMPLE_HEAD
+from rich.console import Group, RenderableType
+from rich.padding import Padding
+from rich.rule import Rule
 from rich.table import Table
+from rich.text import Text
 
 from landscape.claim import group_of, interval_words
 from landscape.cli.terminal import plain, stdout
@@ -68,7 +71,7 @@ def print_one(r: Checked, p: Provenance, path: Path) -> None:
     groups = [group_of(str(name)) for name in r.part]
     for group in dict.fromkeys(groups):
         stdout.print(f"\n  {group}", soft_wrap=True)
-        stdout.print(_table(r, [i for i, g in enumerate(groups) if g == group]))
+        stdout.print(parts_table(r, [i for i, g in enumerate(groups) if g == group]))
     stdout.print("  (in brackets: theorems and reports, which do not enter the verdict)")
     if len(r.excluded):
         stdout.print(
@@ -80,21 +83,30 @@ def print_one(r: Checked, p: Provenance, path: Path) -> None:
     stdout.print(f"  {r.runs} runs, {p.seconds:.0f} s, written to {path}", soft_wrap=True)
 
 
-def _table(r: Checked, numbers: list[int]) -> Table:
-    table = Table(box=SIMPLE_HEAD, pad_edge=False)
-    table.add_column("part", overflow="fold", min_width=34)
-    table.add_column("verdict", no_wrap=True)
-    table.add_column("value [95 %]", justify="right", no_wrap=True)
-    table.add_column("n", justify="right", no_wrap=True)
-    for i in numbers:
+def parts_table(r: Checked, numbers: list[int]) -> Group:
+    """The parts of these numbers: name, verdict, value with its interval and sample size, and below them what the value
+    is and what a reader must know. Names wrap where the terminal is narrow, numbers never do."""
+    values = [interval_words(*(float(x[i]) for x in (r.part_value, r.part_low, r.part_high))) for i in numbers]
+    sizes = [str(r.part_n[i]) for i in numbers]
+    widths = (len("undetermined"), max(map(len, [*values, "value [95 %]"])), max(map(len, sizes)))
+    rows: list[RenderableType] = [_row(("part", "verdict", "value [95 %]", "n"), widths), Rule(characters="─")]
+    for i, value, size in zip(numbers, values, sizes, strict=True):
         name = str(r.part[i]).removeprefix(group_of(str(r.part[i]))).lstrip(": ")
-        note = f": {r.part_note[i]}" if str(r.part_note[i]) else ""
-        shown = name if r.part_evidence[i] else f"({name})"
-        verdict = str(r.part_verdict[i]) if r.part_evidence[i] else "-"
-        table.add_row(
-            shown + note,
-            verdict,
-            interval_words(*(float(x[i]) for x in (r.part_value, r.part_low, r.part_high))),
-            str(r.part_n[i]),
-        )
-    return table
+        evidence = bool(r.part_evidence[i])
+        verdict = str(r.part_verdict[i]) if evidence else "-"
+        rows.append(_row((name if evidence else f"({name})", verdict, value, size), widths))
+        told = [str(text) for text in (r.part_statistic[i], r.part_note[i]) if str(text).strip("-")]
+        if told:
+            rows.append(Padding(Text("; ".join(told), style="dim"), (0, 0, 0, 4)))
+    return Group(*rows)
+
+
+def _row(cells: tuple[str, str, str, str], widths: tuple[int, int, int]) -> Table:
+    """One line; all lines of one table have the same widths."""
+    row = Table.grid(expand=True, padding=(0, 2, 0, 0))
+    row.add_column(ratio=1, overflow="fold")
+    row.add_column(width=widths[0], no_wrap=True)
+    for width in widths[1:]:
+        row.add_column(width=width, justify="right", no_wrap=True)
+    row.add_row(*(Text(cell) for cell in cells))
+    return row
