@@ -31,6 +31,7 @@ class Splits:
         run: its name. loss: there. foretold, found: negative eigenvalues of every split [K]. reached: loss where the
             way out of each split ended [K], NaN where none opened. wide, narrow: losses from random kicks of the same
             length in the wide network [K, C] and in the narrow one. channel: whether that way ran to infinity [K].
+        teacher: which of several made the data.
     """
 
     run: str
@@ -41,23 +42,27 @@ class Splits:
     wide: np.ndarray
     narrow: np.ndarray
     channel: np.ndarray
+    teacher: int = 0
 
 
 def split_parts(name: str, splits: Sequence[Splits], zero_loss: bool) -> list[Part]:
-    """Protocol A on the minima of one problem. The unit is the bad minimum, not the split.
+    """Protocol A on the minima of one problem. The unit is the bad minimum, not the split; where there are several
+    teachers, the teacher, with the mean of its minima.
 
     Args:
         zero_loss: whether zero loss can be reached at all.
     """
     if not splits:
         return []
-    n = len(splits)
+    teachers = [s.teacher for s in splits]
+    what, over = ("bad minima", "minima") if len(set(teachers)) == 1 else ("teachers", "minima and teachers")
     equal = sum(int((s.foretold == s.found).sum()) for s in splits)
     total = sum(len(s.found) for s in splits)
     index = wilson(equal, total)
-    lowered = [bool((s.reached < (1 - DROP) * s.loss).any()) for s in splits]
-    down, p_down = wilson(sum(lowered), n), float(stats.binomtest(sum(lowered), n).pvalue)
-    zero = wilson(sum(bool((s.reached < SUCCESS).any()) for s in splits), n)
+    lowered = _by_unit([float((s.reached < (1 - DROP) * s.loss).any()) for s in splits], teachers)
+    n, won = len(lowered), int((lowered > 0.5).sum())
+    down, p_down = wilson(won, n), float(stats.binomtest(won, n).pvalue)
+    zero = mean_share(_by_unit([float((s.reached < SUCCESS).any()) for s in splits], teachers))
     parts = [
         Part(
             f"{name}: index as foretold", _equal(equal, total), "share of splits", index.value, index.low, index.high,
@@ -65,57 +70,67 @@ def split_parts(name: str, splits: Sequence[Splits], zero_loss: bool) -> list[Pa
         ),
         Part(
             f"{name}: splitting opens a way down", _decided(down.value - 0.5, p_down, n),
-            "share of bad minima where a split leads lower", down.value, down.low, down.high, n,
+            f"share of {what} where a split leads lower", down.value, down.low, down.high, n,
             f"against a half: p = {p_down:.1e}{few(n, LEAST_MINIMA, '; ')}",
         ),
     ]  # fmt: skip
     if zero_loss:
         parts.append(
             Part(
-                f"{name}: splitting leads to zero loss", "undetermined", "share of bad minima", zero.value, zero.low,
-                zero.high, n, "reported: escaping is not reaching a global minimum", evidence=False,
+                f"{name}: splitting leads to zero loss", "undetermined", f"share of bad minima, mean over {over}",
+                zero.value, zero.low, zero.high, n, "reported: escaping is not reaching a global minimum",
+                evidence=False,
             )
         )  # fmt: skip
-    parts += _ways(name, splits)
+    parts += _ways(name, splits, over)
     for kind in ("wide", "narrow"):
-        gains = _against_kicks(splits, kind)
+        gains = _by_unit(_against_kicks(splits, kind), teachers)
         if len(gains) > 1:
             gain, p_value = mean_over_minima(gains), sign_flips(gains)
             parts.append(
                 Part(
                     f"{name}: ways out against kicks, {kind}", _decided(gain.value, p_value, len(gains)),
-                    "log10 loss of kicks less that of ways out, median, mean over minima", gain.value, gain.low,
-                    gain.high, len(gains),
-                    f"signs flipped: p = {p_value:.1e}{_about(gains)}",
+                    f"log10 loss of kicks less that of ways out, median, mean over {over}", gain.value, gain.low,
+                    gain.high, len(gains), f"signs flipped: p = {p_value:.1e}{_about(gains)}",
                 )
             )  # fmt: skip
     return parts
 
 
-def _ways(name: str, splits: Sequence[Splits]) -> list[Part]:
-    """How far the ways out lead down, and how many run to infinity: means over minima, reported."""
-    opened = [np.isfinite(s.reached) for s in splits]
-    drops = [float(np.median(1 - s.reached[o] / s.loss)) for s, o in zip(splits, opened, strict=True) if o.any()]
-    channels = [float(s.channel[o].mean()) for s, o in zip(splits, opened, strict=True) if o.any()]
-    rows = (("drop of the loss along ways out", "share of the loss, median, mean over minima", drops),
-            ("ways out that run to infinity", "share of ways out, mean over minima", channels))  # fmt: skip
+def _by_unit(values: Sequence[float], teachers: Sequence[int]) -> np.ndarray:
+    """Values of minima, less what is NaN; of several teachers the mean of each: their minima are alike."""
+    there = ~np.isnan(values)
+    found, owner = np.asarray(values)[there], np.asarray(teachers)[there]
+    if len(set(teachers)) == 1:
+        return found
+    return np.array([found[owner == t].mean() for t in np.unique(owner)])
+
+
+def _ways(name: str, splits: Sequence[Splits], over: str) -> list[Part]:
+    """How far the ways out lead down, and how many run to infinity: means over units, reported."""
+    opened, teachers = [np.isfinite(s.reached) for s in splits], [s.teacher for s in splits]
+    both = list(zip(splits, opened, strict=True))
+    drops = [float(np.median(1 - s.reached[o] / s.loss)) if o.any() else math.nan for s, o in both]
+    channels = [float(s.channel[o].mean()) if o.any() else math.nan for s, o in both]
+    rows = (("drop of the loss along ways out", f"share of the loss, median, mean over {over}", drops),
+            ("ways out that run to infinity", f"share of ways out, mean over {over}", channels))  # fmt: skip
     parts = []
     for words, statistic, values in rows:
-        if len(values) > 1:
-            e = mean_share(np.clip(values, 0.0, 1.0))
+        units = _by_unit(values, teachers)
+        if len(units) > 1:
+            e = mean_share(np.clip(units, 0.0, 1.0))
             parts.append(
                 Part(
-                    f"{name}: {words}", "undetermined", statistic, e.value, e.low, e.high, len(values),
+                    f"{name}: {words}", "undetermined", statistic, e.value, e.low, e.high, len(units),
                     "reported, not tested", evidence=False,
                 )
             )  # fmt: skip
     return parts
 
 
-def _against_kicks(splits: Sequence[Splits], kind: str) -> np.ndarray:
-    """How many decades lower the ways out end than random kicks of the same length, of every bad minimum with both.
-
-    A descent that diverged has not left the minimum's loss.
+def _against_kicks(splits: Sequence[Splits], kind: str) -> list[float]:
+    """How many decades lower the ways out end than random kicks of the same length, of every bad minimum; NaN without
+    both. A descent that diverged has not left the minimum's loss.
     """
     gains = []
     for s in splits:
@@ -123,10 +138,12 @@ def _against_kicks(splits: Sequence[Splits], kind: str) -> np.ndarray:
         other = np.asarray(getattr(s, kind))
         other = other[there] if kind == "wide" and other.ndim == 2 else other
         other = other[~np.isnan(other)]
+        gain = math.nan
         if there.any() and len(other):
             ways, kicks = (np.where(np.isfinite(x), x, s.loss) for x in (s.reached[there], other))
-            gains.append(float(np.median(_decades(kicks)) - np.median(_decades(ways))))
-    return np.array(gains)
+            gain = float(np.median(_decades(kicks)) - np.median(_decades(ways)))
+        gains.append(gain)
+    return gains
 
 
 def mean_share(shares: np.ndarray) -> Estimate:
@@ -139,8 +156,8 @@ def mean_share(shares: np.ndarray) -> Estimate:
 
 
 def mean_over_minima(values: np.ndarray) -> Estimate:
-    """Mean of values [n >= 2] with the wider of the bootstrap's and Student's 95 % interval: few minima have too little
-    spread for the one, skewed ones too much for the other. NaN for the ends where all values are equal."""
+    """Mean of values [n >= 2] of minima or teachers with the wider of the bootstrap's and Student's 95 % interval: few
+    have too little spread for the one, skewed ones too much for the other. NaN for the ends where all are equal."""
     if np.ptp(values) == 0:
         return Estimate(float(values[0]), math.nan, math.nan, len(values))
     e = paired_bootstrap(np.zeros(len(values)), values, np.random.default_rng(0))

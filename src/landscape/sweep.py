@@ -288,8 +288,8 @@ def _coordinates(
 
 
 def _values(key: str, value: Any) -> tuple[Scalar, ...]:
-    if key == "seed" and isinstance(value, str):
-        value = _seed_range(value)
+    if is_seed(key) and isinstance(value, str):
+        value = _seed_range(key, value)
     values = tuple(value) if isinstance(value, list) else (value,)
     if not values or not all(isinstance(v, bool | int | float | str) for v in values):
         raise ProblemError(f"[sweep] {key} is {value!r}", f"list its values: {key} = [...]")
@@ -298,11 +298,16 @@ def _values(key: str, value: Any) -> tuple[Scalar, ...]:
     return values
 
 
-def _seed_range(text: str) -> list[int]:
+def is_seed(key: str) -> bool:
+    """Whether a coordinate is the number of a draw, whose values may be written as a range."""
+    return key.rpartition("_")[2] == "seed"
+
+
+def _seed_range(key: str, text: str) -> list[int]:
     """ "0..59" as the sixty seeds."""
     first, dots, last = text.partition("..")
     if not (dots and first.isdigit() and last.isdigit() and int(first) <= int(last)):
-        raise ProblemError(f"[sweep] seed is {text!r}", 'list the seeds, or write a range: seed = "0..59"')
+        raise ProblemError(f"[sweep] {key} is {text!r}", f'list the seeds, or write a range: {key} = "0..59"')
     return list(range(int(first), int(last) + 1))
 
 

@@ -10,7 +10,7 @@ from landscape.errors import ProblemError
 from landscape.evidence.runs import SweptRun
 from landscape.run_files import run_of
 from landscape.settings import written
-from landscape.sweep import DERIVED
+from landscape.sweep import DERIVED, is_seed
 
 
 def as_sweep(runs: Sequence[SweptRun]) -> str:
@@ -43,7 +43,7 @@ def _table(name: str, values: Mapping[str, Any]) -> str:
 
 def _toml(value: Any, key: str) -> str:
     if isinstance(value, list | tuple):
-        if key == "seed" and len(value) > 2 and list(value) == list(range(value[0], value[-1] + 1)):
+        if is_seed(key) and len(value) > 2 and list(value) == list(range(value[0], value[-1] + 1)):
             return f'"{value[0]}..{value[-1]}"'
         return "[" + ", ".join(_toml(v, "") for v in value) + "]"
     return json.dumps(value)

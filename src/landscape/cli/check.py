@@ -22,8 +22,13 @@ SWEEPS: dict[str, tuple[str, ...]] = {
     ),
     "negative-eigenvalues": ("digits-tanh", "four-neuron", "random-erf"),
 }  # fmt: skip
-# Seeds of each width of a sweep, by scale; those of digits cost as much as fifty others.
-SEEDS, SEEDS_OF_DIGITS = {"small": 30, "medium": 60, "full": 500}, {"small": 5, "medium": 10, "full": 60}
+# Seeds of each width of a sweep, by scale: those of digits cost as much as fifty others; of random teachers there are
+# sixteen, with so many each.
+SEEDS = {"small": 30, "medium": 60, "full": 500}
+SEEDS_OF = {
+    "digits": {"small": 5, "medium": 10, "full": 60},
+    "random": {"small": 6, "medium": 20, "full": 60},
+}
 
 
 def check(
@@ -116,7 +121,7 @@ def _trained(request: Request) -> list[str]:
     quiet = ["--quiet"] if request.quiet else []
     tasks = []
     for name, folder in folders.items():
-        seeds = (SEEDS_OF_DIGITS if name.startswith("digits") else SEEDS)[request.scale]
+        seeds = SEEDS_OF.get(name.partition("-")[0], SEEDS)[request.scale]
         told = ["train", name, "--set", f"sweep.seed=0..{seeds - 1}", "--out", str(folder), "--json", *quiet]
         tasks.append(Task(told, name))
     workers = request.workers or torch.get_num_threads()

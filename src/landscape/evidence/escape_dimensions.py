@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -14,12 +14,12 @@ from landscape.claim import Excluded
 from landscape.claims.escape_dimensions import Evidence, Kept, Pairs, Population
 from landscape.data.teacher import teacher_weights
 from landscape.escape_splits import SUCCESS, Splits
-from landscape.evidence.runs import Means, SweptRun, usable
+from landscape.evidence.runs import Means, SweptRun, together, usable
 from landscape.models import MODELS, build_model
 from landscape.problem import Problem
 from landscape.protocols.first_order import FirstOrder
 from landscape.protocols.splits import Opened, split_minima
-from landscape.protocols.tickets import redraw_others, train_alone
+from landscape.protocols.tickets import Redrawn, redraw_others, train_alone
 from landscape.structure import hidden_layers
 
 # Minima whose splits go through one stack: what is lost when the command is killed.
@@ -98,9 +98,13 @@ def _population(name: str, runs: list[SweptRun], unfinished: float, means: Means
     pairs, kept, untried = _tickets(name, runs, means)
     narrow = sum(r.width == widths[0] for r in runs)
     bad = _bad_minima(runs)
-    ends = (len(bad), narrow, len(_distinct(bad)))
+    different = _distinct(bad)
+    ends = (len(bad), narrow, len(different), len({r.teacher for r in different}))
+    teachers = {w: np.array([r.teacher for r in runs if r.width == w]) for w in widths}
+    if len({r.teacher for r in runs}) == 1:
+        teachers = {}
     splits, zero = _splits(name, runs, means), _reaches_zero(runs)
-    return Population(name, widths[0], losses, splits, pairs, kept, zero, ends, untried, unfinished)
+    return Population(name, widths[0], losses, splits, pairs, kept, zero, ends, untried, unfinished, teachers)
 
 
 def _widths(runs: Sequence[SweptRun]) -> list[int]:
@@ -116,7 +120,7 @@ def _reaches_zero(runs: Sequence[SweptRun]) -> bool:
 
 def _splits(name: str, runs: Sequence[SweptRun], means: Means) -> list[Splits]:
     """Protocol A on certified minima of positive loss of the narrowest networks, each minimum once."""
-    bad = _distinct(_bad_minima(runs))
+    bad = _of_all_teachers(_distinct(_bad_minima(runs)))
     large = any(x.certificate is not None and x.certificate.parameters > LARGE for x in bad[:1])
     bad = bad[: means.scale.large if large else means.scale.minima]
     found = []
@@ -130,7 +134,8 @@ def _splits(name: str, runs: Sequence[SweptRun], means: Means) -> list[Splits]:
         arrays = {k: v.numpy() for k, v in aside.items()}
         for number, run in enumerate(some):
             mine = arrays["minimum"] == number
-            found.append(Splits(run.name, run.loss, **{k: v[mine] for k, v in arrays.items() if k != "minimum"}))
+            of_it = {k: v[mine] for k, v in arrays.items() if k != "minimum"}
+            found.append(Splits(run.name, run.loss, **of_it, teacher=run.teacher))
     return found
 
 
@@ -142,27 +147,41 @@ def _bad_minima(runs: Sequence[SweptRun]) -> list[SweptRun]:
 
 
 def _distinct(minima: Sequence[SweptRun]) -> list[SweptRun]:
-    """The first run at each minimum, told apart by their losses: runs at one minimum are one observation of it."""
+    """The first run at each minimum of a teacher, told apart by their losses: runs at one are one observation of it."""
     kept: list[SweptRun] = []
     for run in minima:
-        if all(abs(run.loss - other.loss) > SAME * other.loss for other in kept):
+        if all(abs(run.loss - x.loss) > SAME * x.loss for x in kept if x.teacher == run.teacher):
             kept.append(run)
     return kept
 
 
+def _of_all_teachers(minima: Sequence[SweptRun]) -> list[SweptRun]:
+    """One of every teacher first, then a second of every teacher, and so on: some of them are left out."""
+    seen: dict[int, int] = {}
+    rank = []
+    for run in minima:
+        rank.append(seen.get(run.teacher, 0))
+        seen[run.teacher] = rank[-1] + 1
+    return [minima[i] for i in np.argsort(rank, kind="stable")]
+
+
 def _split(name: str, some: Sequence[SweptRun], means: Means) -> dict[str, torch.Tensor]:
+    """All of `Opened`, the minima numbered as in `some`."""
     problems = [x.problem() for x in some]
     layer = hidden_layers(problems[0].model)[0].layer
-    made = split_minima(
-        problems,
-        layer,
-        means.scale.kicks,
-        means.scale.steps,
-        means.seed,
-        lambda stage, d, t: means.tell(f"{name}: {stage}", d, t),
-        means.device,
-    )
-    return {k: torch.as_tensor(np.ascontiguousarray(getattr(made, k))) for k in Opened.__dataclass_fields__}
+    every = []
+    for numbers in together(problems):
+        made = split_minima(
+            [problems[i] for i in numbers],
+            layer,
+            means.scale.kicks,
+            means.scale.steps,
+            means.seed,
+            lambda stage, d, t: means.tell(f"{name}: {stage}", d, t),
+            means.device,
+        )
+        every.append(replace(made, minimum=np.array(numbers)[made.minimum]))
+    return {k: torch.as_tensor(np.concatenate([getattr(m, k) for m in every])) for k in Opened.__dataclass_fields__}
 
 
 # ---- B and C ---------------------------------------------------------------------------------------------------------
@@ -232,41 +251,39 @@ def _steps_of(run: SweptRun, otherwise: int) -> int:
 
 def _pairs(label: str, starts: Sequence[SweptRun], r: int, means: Means) -> Pairs:
     """Protocol B, paired: every start's tickets alone."""
-    width, scale = starts[0].width, means.scale
     aside = means.pieces.get(label)
     if aside is None:
-        problems = [_start(x) for x in starts]
-        layer = hidden_layers(problems[0].model)[0].layer
-        rng = np.random.default_rng([means.seed, width])
+        aside = _alone(label, starts, r, means)
+        means.pieces.put(label, aside)
+    wide = np.array([x.loss < SUCCESS for x in starts])
+    return Pairs(starts[0].width, wide, aside["winners"].numpy(), int(aside["tried"]), int(aside["total"]))
+
+
+def _alone(label: str, starts: Sequence[SweptRun], r: int, means: Means) -> dict[str, Any]:
+    """Of every start how many tickets win alone and which is the first, and how many were tried of how many."""
+    problems = [_start(x) for x in starts]
+    layer = hidden_layers(problems[0].model)[0].layer
+    rng = np.random.default_rng([means.seed, starts[0].width])
+    winners, first = np.zeros(len(starts), dtype=int), np.full((len(starts), r), -1)
+    tried = total = 0
+    for numbers in together(problems):
         alone = train_alone(
-            problems,
+            [problems[i] for i in numbers],
             layer,
             r,
-            scale.tickets,
-            _steps_of(starts[0], scale.steps),
+            means.scale.tickets,
+            _steps_of(starts[0], means.scale.steps),
             rng,
             lambda stage, d, t: means.tell(f"{label}: tickets alone", d, t),
             first=_trained_like(starts[0]),
             device=means.device,
         )
-        winners = np.bincount(alone.start, alone.loss < SUCCESS, minlength=len(starts)).astype(int)
-        tried = len(alone.loss) // len(starts)
-        first = [_first_winner(alone.start, alone.neurons, alone.loss, i) for i in range(len(starts))]
-        aside = {
-            "winners": torch.as_tensor(winners),
-            "tried": tried,
-            "total": alone.total,
-            "first": torch.as_tensor(np.array(first)),
-        }
-        means.pieces.put(label, aside)
-    wide = np.array([x.loss < SUCCESS for x in starts])
-    return Pairs(width, wide, aside["winners"].numpy(), int(aside["tried"]), int(aside["total"]))
-
-
-def _first_winner(start: np.ndarray, neurons: np.ndarray, loss: np.ndarray, i: int) -> np.ndarray:
-    """Neurons of the first ticket of a start that wins alone; −1 without one."""
-    won = np.flatnonzero((start == i) & (loss < SUCCESS))
-    return neurons[won[0]] if len(won) else np.full(neurons.shape[1], -1)
+        won = alone.loss < SUCCESS
+        winners[numbers] = np.bincount(alone.start, won, minlength=len(numbers))
+        for k in reversed(np.flatnonzero(won)):
+            first[numbers[alone.start[k]]] = alone.neurons[k]
+        tried, total = len(alone.loss) // len(numbers), alone.total
+    return {"winners": torch.as_tensor(winners), "tried": tried, "total": total, "first": torch.as_tensor(first)}
 
 
 def _kept(label: str, starts: Sequence[SweptRun], r: int, means: Means) -> Kept | None:
@@ -277,36 +294,45 @@ def _kept(label: str, starts: Sequence[SweptRun], r: int, means: Means) -> Kept 
     chosen = [(x, t) for x, t in zip(starts, tickets, strict=False) if t[0] >= 0][: scale.kept]
     if len(chosen) < 2:
         return None
-    aside, teacher = means.pieces.get(label), teacher_of(chosen[0][0])
+    aside, size = means.pieces.get(label), None if (t := teacher_of(chosen[0][0])) is None else len(t)
     if aside is None:
-        problems = [_start(x) for x, _ in chosen]
-        layer = hidden_layers(problems[0].model)[0].layer
-        fresh = [
-            [_fresh(x, means.seed + 10_000 + 1000 * i + k) for k in range(scale.redraws)]
-            for i, (x, _) in enumerate(chosen)
-        ]
-        made = redraw_others(
-            problems,
-            fresh,
-            layer,
-            [t for _, t in chosen],
-            _steps_of(starts[0], scale.steps),
-            teacher,
-            lambda stage, d, t: means.tell(f"{label}: redraws", d, t),
-            first=_trained_like(starts[0]),
-            device=means.device,
-        )
-        aside = {name: torch.as_tensor(getattr(made, name)) for name in ("ticket", "loss", "matched")}
+        aside = _redrawn(label, [x for x, _ in chosen], [t for _, t in chosen], means)
         means.pieces.put(label, aside)
     ticket, loss, matched = (aside[name].numpy() for name in ("ticket", "loss", "matched"))
     success = np.array([(loss[ticket == i] < SUCCESS).mean() for i in range(len(chosen))])
     solved = np.full(len(chosen), np.nan)
-    if teacher is not None and len(teacher) == r:  # with more neurons than the teacher's not even alone
+    if size == r:  # with more neurons than the teacher's not even alone
         for i in range(len(chosen)):
             won = (ticket == i) & (loss < SUCCESS)
             if won.any():
                 solved[i] = (matched[won] == r).mean()
     return Kept(starts[0].width, success, solved, scale.redraws)
+
+
+def _redrawn(
+    label: str, starts: Sequence[SweptRun], tickets: Sequence[Sequence[int]], means: Means
+) -> dict[str, torch.Tensor]:
+    """All of `Redrawn`, the tickets numbered as given."""
+    problems = [_start(x) for x in starts]
+    layer = hidden_layers(problems[0].model)[0].layer
+    every = []
+    for numbers in together(problems):
+        fresh = [
+            [_fresh(starts[i], means.seed + 10_000 + 1000 * i + k) for k in range(means.scale.redraws)] for i in numbers
+        ]
+        made = redraw_others(
+            [problems[i] for i in numbers],
+            fresh,
+            layer,
+            [tickets[i] for i in numbers],
+            _steps_of(starts[0], means.scale.steps),
+            teacher_of(starts[numbers[0]]),
+            lambda stage, d, t: means.tell(f"{label}: redraws", d, t),
+            first=_trained_like(starts[0]),
+            device=means.device,
+        )
+        every.append(replace(made, ticket=np.array(numbers)[made.ticket]))
+    return {f: torch.as_tensor(np.concatenate([getattr(m, f) for m in every])) for f in Redrawn.__dataclass_fields__}
 
 
 def _start(run: SweptRun) -> Problem:

@@ -15,12 +15,12 @@ from landscape.claims.negative_eigenvalues import AtWidth, Course, Evidence, Hei
 from landscape.data import load_data
 from landscape.ensemble import Stack
 from landscape.errors import NumericalError, ProblemError
-from landscape.evidence.runs import Means, SweptRun
+from landscape.evidence.runs import Means, SweptRun, together
 from landscape.models import build_model
 from landscape.parameters import trainable
 from landscape.problem import Problem
 from landscape.protocols.critical_points import critical_points, starts
-from landscape.protocols.interpolation import counts, interpolation
+from landscape.protocols.interpolation import Interpolation, counts, interpolation
 from landscape.protocols.sign_ensembles import sign_ensemble
 from landscape.sign_coins import Signs
 from landscape.stacking import build_stack
@@ -130,20 +130,33 @@ def _sweep(name: str, runs: Sequence[SweptRun], means: Means) -> Sweep | str:
             problems = [r.problem() for r in runs if r.width == width][: means.scale.networks]
             if problems[0].loss != "mse":
                 return "they are of the squared error"
-            stack, theta = build_stack(problems, device=means.device)
-            numbers = stack.count * stack.outputs * stack.parameters**2
-            if numbers > MOST_NUMBERS:
-                return f"they need the Hessians of all single outputs, {numbers:.0e} numbers at width {width}"
-            try:
-                found = interpolation(stack, theta)
-            except ProblemError as error:
-                return error.message
-            names = [f.name for f in fields(AtWidth) if f.name != "width"]
-            aside = {n: torch.as_tensor(np.asarray(getattr(found, n))) for n in names}
+            found = _bounds(problems, width, means)
+            if isinstance(found, str):
+                return found
+            aside = found
             means.pieces.put(label, aside)
-        values = {n: v.numpy() if v.dim() else v.item() for n, v in aside.items()}
+        values: dict[str, Any] = {n: v.numpy() if v.dim() else v.item() for n, v in aside.items()}
         made.insert(0, AtWidth(width=width, **values))
     return Sweep(name, made)
+
+
+def _bounds(problems: Sequence[Problem], width: int, means: Means) -> dict[str, torch.Tensor] | str:
+    """What `AtWidth` keeps of `Interpolation`, of all networks of a width; or why it cannot be had."""
+    every: list[Interpolation] = []
+    for numbers in together(problems):
+        stack, theta = build_stack([problems[i] for i in numbers], device=means.device)
+        size = stack.count * stack.outputs * stack.parameters**2
+        if size > MOST_NUMBERS:
+            return f"they need the Hessians of all single outputs, {size:.0e} numbers at width {width}"
+        try:
+            every.append(interpolation(stack, theta))
+        except ProblemError as error:
+            return error.message
+    found = {}
+    for name in (f.name for f in fields(AtWidth) if f.name != "width"):
+        values = [np.asarray(getattr(one, name)) for one in every]
+        found[name] = torch.as_tensor(np.concatenate(values) if values[0].ndim else values[0])
+    return found
 
 
 def _course(name: str, runs: Sequence[SweptRun], means: Means) -> list[Stage] | str:
@@ -182,12 +195,15 @@ def _stage(makers: Sequence[Callable[[], Problem]], means: Means) -> dict[str, t
     if parameters > MOST_PARAMETERS:
         return f"{parameters:,} parameters: dense Hessians are counted up to {MOST_PARAMETERS:,}"
     most = max(FEWEST, min(means.scale.networks, MOST_ENTRIES // parameters**2))
+    problems = [make() for make in makers[:most]]
     try:
-        found = counts(*build_stack([make() for make in makers[:most]], device=means.device))
+        found = [
+            counts(*build_stack([problems[i] for i in numbers], device=means.device)) for numbers in together(problems)
+        ]
     except (ProblemError, NumericalError) as error:
         return error.message
     return {
-        "loss": torch.as_tensor(found.loss),
-        "zeros": torch.as_tensor(found.zeros / found.parameters),
-        "negative_mass": torch.as_tensor(found.negative_mass),
+        "loss": torch.as_tensor(np.concatenate([c.loss for c in found])),
+        "zeros": torch.as_tensor(np.concatenate([c.zeros / c.parameters for c in found])),
+        "negative_mass": torch.as_tensor(np.concatenate([c.negative_mass for c in found])),
     }

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from landscape.batches import fingerprint, read_batches
 from landscape.certificate import Certificate
 from landscape.claim import NO_CERTIFICATE, Excluded
 from landscape.errors import UsageError
@@ -15,8 +16,8 @@ from landscape.problem import Problem
 
 # Called as (stage, done, total).
 Progress = Callable[[str, int, int], None]
-# What may differ between the runs of one population, in a model's settings.
-VARIED = ("width", "widths")
+# What may differ between the runs of one population, in a model's settings and in those of its data.
+VARIED, REDRAWN = ("width", "widths"), ("teacher_seed",)
 # What a header's "training" says beside the settings.
 MEASURED = ("parameters", "steps_done", "train_loss", "train_accuracy", "test_accuracy", "torch")
 
@@ -51,6 +52,12 @@ class SweptRun:
     def seed(self) -> int:
         return int(self.coordinates.get("seed", 0))
 
+    @property
+    def teacher(self) -> int:
+        """Which of several random teachers made the data."""
+        said = dict(self.header.get("data_settings", {})).get("teacher_seed")
+        return int(self.coordinates.get("teacher_seed", 0) if said is None else said)
+
 
 @dataclass(frozen=True)
 class Means:
@@ -69,10 +76,10 @@ class Means:
 
 
 def populations(runs: Sequence[SweptRun]) -> dict[str, list[SweptRun]]:
-    """Runs that differ in width and seed only, by a name in words, in the order of width and seed.
+    """Runs that differ in width, seed and random teacher only, by a name in words, in the order of these three.
 
     Raises:
-        UsageError: no run has a width, a width or seed is no whole number, or a seed of a width is there twice.
+        UsageError: no run has a width, one of the three is no whole number, or a seed of a width is there twice.
     """
     swept = [r for r in runs if "width" in r.coordinates]
     if not swept:
@@ -81,15 +88,15 @@ def populations(runs: Sequence[SweptRun]) -> dict[str, list[SweptRun]]:
             "name a sweep: landscape train four-neuron --out runs, or paths such as width=8/seed=0/final.pt",
         )
     for run in swept:
-        for name in ("width", "seed"):
+        for name in ("width", "seed", *REDRAWN):
             if type(value := run.coordinates.get(name, 0)) is not int:
                 raise UsageError(f"{run.name}: {name} {value!r} is not a whole number", f"rename it: {name}=8")
     found: dict[str, list[SweptRun]] = {}
-    for run in sorted(swept, key=lambda r: (r.width, r.seed)):
+    for run in sorted(swept, key=lambda r: (r.width, r.seed, r.teacher)):
         found.setdefault(json.dumps([problem_of(run.header), _optimiser(run), _others(run)]), []).append(run)
     named: dict[str, list[SweptRun]] = {}
     for members in (part for whole in found.values() for part in _apart(whole)):
-        base = name = _words(members[0])
+        base = name = _words(members[0], len({r.teacher for r in members}))
         while name in named:
             name = f"{base} ({len(named) + 1})"
         named[name] = members
@@ -115,9 +122,10 @@ def _apart(runs: list[SweptRun]) -> list[list[SweptRun]]:
 
 def _twice(runs: Sequence[SweptRun]) -> tuple[SweptRun, SweptRun] | None:
     """Two runs that say they are the same seed of the same width."""
-    seen: dict[tuple[int, int], SweptRun] = {}
+    seen: dict[tuple[int, int, int], SweptRun] = {}
     for run in runs:
-        if "seed" in run.coordinates and (other := seen.setdefault((run.width, run.seed), run)) is not run:
+        place = (run.width, run.seed, run.teacher)
+        if "seed" in run.coordinates and (other := seen.setdefault(place, run)) is not run:
             return other, run
     return None
 
@@ -139,9 +147,10 @@ def usable(runs: Sequence[SweptRun], zero: float) -> tuple[list[SweptRun], list[
 
 
 def problem_of(header: Mapping[str, Any]) -> str:
-    """Model, data and loss that a header names, but for the width."""
+    """Model, data and loss that a header names, but for the width and for which random teacher it was."""
     settings = {k: v for k, v in dict(header.get("model_settings", {})).items() if k not in VARIED}
-    parts = [header.get("model"), settings, header.get("data"), header.get("data_settings"), header.get("loss")]
+    data = {k: v for k, v in dict(header.get("data_settings", {})).items() if k not in REDRAWN}
+    parts = [header.get("model"), settings, header.get("data"), data, header.get("loss")]
     return json.dumps([*parts, header.get("weight_decay", 0.0)], sort_keys=True, default=str)
 
 
@@ -151,13 +160,24 @@ def _optimiser(run: SweptRun) -> str:
 
 def _others(run: SweptRun) -> dict[str, str]:
     """Coordinates that are neither a width nor a seed nor a step."""
-    return {k: str(v) for k, v in sorted(run.coordinates.items()) if k not in ("width", "seed", "step")}
+    replicates = ("width", "seed", "step", *REDRAWN)
+    return {k: str(v) for k, v in sorted(run.coordinates.items()) if k not in replicates}
 
 
-def _words(run: SweptRun) -> str:
+def together(problems: Sequence[Problem]) -> list[list[int]]:
+    """Numbers of problems with the same data, which can go into one stack."""
+    found: dict[str, list[int]] = {}
+    for i, problem in enumerate(problems):
+        found.setdefault(fingerprint(read_batches(problem)), []).append(i)
+    return list(found.values())
+
+
+def _words(run: SweptRun, teachers: int) -> str:
     header = run.header
-    data, settings = str(header.get("data", "data")), dict(header.get("data_settings", {}))
-    what = f"{settings['target'].replace('_', '-')} teacher" if data == "teacher" and "target" in settings else data
+    what, settings = str(header.get("data", "data")), dict(header.get("data_settings", {}))
+    if what == "teacher" and "target" in settings:
+        target = settings["target"].replace("_", "-")
+        what = f"{target} teacher" if teachers == 1 else f"{teachers} {target} teachers"
     activation = dict(header.get("model_settings", {})).get("activation")
     optimiser = dict(header.get("training", {})).get("optimiser")
     named = [str(w).replace("_", "-") for w in (what, activation, optimiser) if w]
