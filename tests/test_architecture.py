@@ -14,7 +14,7 @@ RANKS: dict[str, int] = {
     for rank, names in enumerate(
         (
             "errors settings interrupts identity basis pieces",
-            "linalg optim statistics claim sign_coins escape_splits claims",
+            "linalg optim statistics units claim sign_coins escape_splits claims",
             "parameters problem batches arithmetic memory objective curvature ranks plan planning operators results "
             "certificate structure ensemble stacking result_escapes result_slices",
             "spectral diagnosis models data symmetries certifying descending descending_large "

@@ -171,8 +171,9 @@ def test_certificates_in_single_precision_are_refused(key: dict[str, Any], tmp_p
 
 
 @pytest.mark.parametrize(("text", "count"), [("0..4", 5), ("7..7", 1)])
-def test_seeds_may_be_a_range(text: str, count: int, tmp_path: Path) -> None:
-    assert len(runs_of(tmp_path, {"sweep": {"seed": text}})) == count
+@pytest.mark.parametrize("key", ["seed", "noise_seed"])
+def test_seeds_may_be_a_range(key: str, text: str, count: int, tmp_path: Path) -> None:
+    assert len(runs_of(tmp_path, {"sweep": {"seed": 0, key: text}})) == count
 
 
 @pytest.mark.parametrize("text", ["4..0", "a..b", "5", "1.."])

@@ -20,7 +20,9 @@ def as_sweep(runs: Sequence[SweptRun]) -> str:
         first = run_of(runs[0].header)
     except ProblemError:
         return ""
-    varied = {key: sorted({r.coordinates[key] for r in runs}) for key in first.coordinates}
+    varied = {key: sorted({r.coordinates[key] for r in runs if key in r.coordinates}) for key in first.coordinates}
+    if len(teachers := {r.teacher for r in runs}) > 1:  # two sweeps of one each have it among their data's settings
+        varied["teacher_seed"] = sorted(teachers)
     model = {k: v for k, v in written(first.model_settings).items() if k not in DERIVED}
     saved = {"save": [0] if any(r.start is not None for r in runs) else []}
     tables: dict[str, Mapping[str, Any]] = {

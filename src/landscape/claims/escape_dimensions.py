@@ -7,6 +7,7 @@ Protocol C keeps a winning ticket and draws the rest anew.
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -14,7 +15,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from landscape.claim import Claim, Curve, Decision, Excluded, Need, Part, combined, settling
-from landscape.escape_splits import DROP, LEAST_MINIMA, LEVEL, SUCCESS, Splits, few, mean_share, split_parts
+from landscape.escape_splits import DROP, SUCCESS, Splits, split_parts
 from landscape.statistics import (
     Null,
     counting_ratio,
@@ -24,38 +25,47 @@ from landscape.statistics import (
     trend,
     wilson,
 )
+from landscape.units import LEAST_UNITS, LEVEL, about, by_teacher, decided, few, mean_of, mean_share, sign_flips
 
 NAME = "escape-dimensions"
-# Fixed before any data, as those of `escape_splits`. Fewer independent units than this decide nothing.
+# Fixed before any data, as those of `escape_splits` and `units`. Fewer independent units than this decide nothing.
 LEAST_SEEDS, LEAST_TICKETS = 20, 8
 # With a larger share of a width's runs left out, success against width and against tickets decides nothing.
 UNFINISHED = 0.1
 NO_MINIMA = "no narrow network ends at a certified minimum of positive loss"
 # The lottery reading predicts that a kept winning ticket wins always; less than this share is not always.
 ALWAYS = 0.95
+# So many tickets that always win would show that they do; fewer can only show that they do not.
+SHOWING = next(n for n in itertools.count(1) if wilson(n, n).low > ALWAYS)
 
 
 @dataclass(frozen=True)
 class Pairs:
     """One width of the paired test of Protocol B: of every start, whether the wide network won, and how many of the
-    tickets that were tried won alone [S]."""
+    tickets that were tried won alone [S]; teachers: which of several made its data [S]. unknown: starts that are not
+    here, since none of their tickets won and some stopped at the limit of iterations."""
 
     width: int
     wide: np.ndarray
     winners: np.ndarray
     tried: int
     total: int
+    teachers: Sequence[int] | np.ndarray = ()
+    unknown: int = 0
 
 
 @dataclass(frozen=True)
 class Kept:
     """Protocol C: of every kept winning ticket, the share of redraws that succeeded, and the share in which all its
-    neurons ended at the teacher's (NaN without a teacher) [T]; redraws of each."""
+    neurons ended at the teacher's (NaN without a teacher) [T]; redraws of each. teachers: as in `Pairs`. unknown: share
+    of redraws that stopped at the limit of iterations, which are not counted."""
 
     width: int
     success: np.ndarray
     matched: np.ndarray
     redraws: int
+    teachers: Sequence[int] | np.ndarray = ()
+    unknown: float = 0.0
 
 
 # Width -> successes, and seeds.
@@ -72,7 +82,8 @@ class Population:
         zero: whether zero loss can be reached at all, so that success means something.
         ends: of the narrowest networks, how many ended at certified minima of positive loss, how many there are, and
             how many different minima that is, of how many teachers.
-        untried: why no tickets were trained. unfinished: largest share over widths of runs that are left out.
+        unsplit, untried: why no minima were split, and no tickets trained. unfinished: largest share over widths of
+            runs that are left out.
         teachers: width -> which teacher made the data of each of its seeds; none: one made them all.
     """
 
@@ -84,6 +95,7 @@ class Population:
     kept: Sequence[Kept] = ()
     zero: bool = True
     ends: tuple[int, int, int, int] | None = None
+    unsplit: str = NO_MINIMA
     untried: str = ""
     unfinished: float = 0.0
     teachers: Mapping[int, np.ndarray] = field(default_factory=dict)
@@ -117,7 +129,8 @@ def decide(evidence: Evidence) -> Decision:
     """
     parts, splits, tickets = list[Part](), list[Part](), list[Part]()
     for p in evidence.populations:
-        split = split_parts(p.name, p.splits, p.zero) or _missing(p, "splitting opens a way down", NO_MINIMA)
+        split = split_parts(p.name, p.splits, p.zero, bool(p.teachers))
+        split = split or _missing(p, "splitting opens a way down", p.unsplit)
         ticket = _pairs(p) + _kept(p)
         parts += [*_ends(p), *split, *_width(p), *ticket]
         splits += split
@@ -142,11 +155,11 @@ def _ends(p: Population) -> list[Part]:
         return []
     share = wilson(p.ends[0], p.ends[1])
     of = f" of {p.ends[3]} teachers" if p.teachers else ""
+    note = f"{p.ends[2]} different ones{of}, of which {len(p.splits)} are split"
     return [
         Part(
             f"{p.name}: bad minima, width {p.r}", "undetermined", "share of runs that end at one, certified",
-            share.value, share.low, share.high, p.ends[1], f"{p.ends[2]} different ones{of}, which Protocol A splits",
-            evidence=False,
+            share.value, share.low, share.high, p.ends[1], note, evidence=False,
         )
     ]  # fmt: skip
 
@@ -158,19 +171,7 @@ def _width(p: Population) -> list[Part]:
     widths = sorted(p.losses)
     won = {w: int((p.losses[w] < SUCCESS).sum()) for w in widths}
     seeds = {w: len(p.losses[w]) for w in widths}
-    fewest = min(seeds.values())
-    p_value, gain = trend([won[w] for w in widths], [seeds[w] for w in widths], widths)
-    p_down, _ = trend([seeds[w] - won[w] for w in widths], [seeds[w] for w in widths], widths)
-    verdict = "supported" if p_value < LEVEL else "contradicted" if p_down < LEVEL else "undetermined"
-    if fewest < LEAST_SEEDS or p.unfinished > UNFINISHED:
-        verdict = "undetermined"
-    parts = [
-        Part(
-            f"{p.name}: success grows with width", verdict, f"share won at {widths[-1]} less at {widths[0]}",
-            gain.value, gain.low, gain.high, sum(seeds.values()),
-            f"p = {p_value:.1e}{few(fewest, LEAST_SEEDS, '; ')}{_unfinished(p)}",
-        )
-    ]  # fmt: skip
+    parts = [_gain(p, widths, won, seeds)]
     nulls: tuple[tuple[Null, str], ...] = (("disjoint", "disjoint tickets"), ("all", "independent sub-tickets"))
     over = "widths and teachers" if p.teachers else "widths"
     for kind, words in nulls:
@@ -188,6 +189,29 @@ def _width(p: Population) -> list[Part]:
     return parts
 
 
+def _gain(p: Population, widths: Sequence[int], won: Mapping[int, int], seeds: Mapping[int, int]) -> Part:
+    """Does success grow with width? Of several teachers each is a unit: not all may have the same widths."""
+    fewest = min(seeds.values())
+    what = f"share won at {widths[-1]} less at {widths[0]}"
+    if p.teachers:
+        ends = [(t[widths[0]], t[widths[-1]]) for t in p.by_teacher if widths[-1] in t]
+        gains = np.array([wide[0] / wide[1] - narrow[0] / narrow[1] for narrow, wide in ends])
+        if len(gains) < 2:
+            return _missing(p, "success grows with width", "fewer than two teachers have both widths")[0]
+        gain, p_value, n = mean_of(gains), sign_flips(gains), len(gains)
+        what, note = f"{what}, mean over teachers", about(gains, p_value)
+        verdict = decided(gain.value, p_value, n)
+    else:
+        p_value, gain = trend([won[w] for w in widths], [seeds[w] for w in widths], widths)
+        p_down, _ = trend([seeds[w] - won[w] for w in widths], [seeds[w] for w in widths], widths)
+        verdict = "supported" if p_value < LEVEL else "contradicted" if p_down < LEVEL else "undetermined"
+        n, note = sum(seeds.values()), f"p = {p_value:.1e}"
+    if fewest < LEAST_SEEDS or p.unfinished > UNFINISHED:
+        verdict = "undetermined"
+    note += few(fewest, LEAST_SEEDS, "; seeds of a width: ") + _unfinished(p)
+    return Part(f"{p.name}: success grows with width", verdict, what, gain.value, gain.low, gain.high, n, note)
+
+
 def _unfinished(p: Population) -> str:
     return f"; {p.unfinished:.0%} of a width's runs left out" if p.unfinished > UNFINISHED else ""
 
@@ -199,25 +223,34 @@ def _pairs(p: Population) -> list[Part]:
     """
     if p.zero and not p.pairs:
         return _missing(p, "the wide network against its own tickets", p.untried)
-    parts = []
-    for pair in p.pairs:
-        ticket = pair.winners > 0
+    return [_pair(p, pair) for pair in p.pairs]
+
+
+def _pair(p: Population, pair: Pairs) -> Part:
+    ticket, n = pair.winners > 0, len(pair.winners)
+    only_wide, only_ticket = int((pair.wide & ~ticket).sum()), int((ticket & ~pair.wide).sum())
+    note = f"{only_wide} only the wide network, {only_ticket} only a ticket"
+    if p.teachers:
+        gains = by_teacher(pair.wide.astype(float) - ticket, pair.teachers)
+        if len(gains) < 2:
+            return _missing(p, f"width {pair.width} against its own tickets", "fewer than two teachers")[0]
+        share, p_value = mean_of(gains), sign_flips(gains)
+        what = "share of starts won by the wide network less that won by a ticket, mean over teachers"
+        verdict, note = decided(share.value, p_value, len(gains)), f"{note} of {n} starts; {about(gains, p_value)}"
+    else:
         p_value, share = mcnemar_pairs(ticket, pair.wide)
-        n, all_tried = len(ticket), pair.tried >= pair.total
+        what = "share of the wide network among starts where one alone wins"
+        verdict = "undetermined" if p_value >= LEVEL else "supported" if share.value > 0.5 else "contradicted"
+        note += f", p = {p_value:.1e}"
+    all_tried, open_ = pair.tried >= pair.total, pair.unknown > UNFINISHED * (n + pair.unknown)
+    if n < LEAST_SEEDS or p.unfinished > UNFINISHED or open_ or (verdict == "supported" and not all_tried):
         verdict = "undetermined"
-        if n >= LEAST_SEEDS and p_value < LEVEL and p.unfinished <= UNFINISHED:
-            verdict = "contradicted" if share.value < 0.5 else "supported" if all_tried else "undetermined"
-        only_wide, only_ticket = int((pair.wide & ~ticket).sum()), int((ticket & ~pair.wide).sum())
-        some = "" if all_tried else f"; {pair.tried} of {pair.total} tickets tried: the others may have won"
-        note = f"{only_wide} only the wide network, {only_ticket} only a ticket, p = {p_value:.1e}{some}"
-        parts.append(
-            Part(
-                f"{p.name}: width {pair.width} against its own tickets", verdict,
-                "share of the wide network among starts where one alone wins", share.value, share.low, share.high, n,
-                note + few(n, LEAST_SEEDS, "; ") + _unfinished(p),
-            )
-        )  # fmt: skip
-    return parts
+    note += "" if all_tried else f"; {pair.tried} of {pair.total} tickets tried: the others may have won"
+    note += f"; {pair.unknown} starts left out, whose tickets did not finish" if pair.unknown else ""
+    note += few(n, LEAST_SEEDS, "; starts: ") + _unfinished(p)
+    units = len(np.unique(pair.teachers)) if p.teachers else n
+    name = f"{p.name}: width {pair.width} against its own tickets"
+    return Part(name, verdict, what, share.value, share.low, share.high, units, note)
 
 
 def _kept(p: Population) -> list[Part]:
@@ -226,19 +259,21 @@ def _kept(p: Population) -> list[Part]:
     for kept in p.kept:
         rows = (("wins", "redraws of the rest", kept.success), ("is the solution", "redraws that win", kept.matched))
         for words, of, shares in rows:
-            there = shares[np.isfinite(shares)]
-            n = len(there)
+            there = np.isfinite(shares)
+            n = int(there.sum())
             if n < 2:
                 continue
-            mean = mean_share(there)
-            verdict = "undetermined"
-            if n >= LEAST_TICKETS:
+            mean = mean_share(shares[there], np.asarray(kept.teachers)[there] if p.teachers else ())
+            verdict, note = "undetermined", f"the lottery reading predicts 1{few(n, LEAST_TICKETS, '; ')}"
+            if n >= LEAST_TICKETS and kept.unknown <= UNFINISHED:
                 verdict = "supported" if mean.high < ALWAYS else "contradicted" if mean.low > ALWAYS else "undetermined"
+            if verdict == "undetermined" and LEAST_TICKETS <= n < SHOWING:
+                note += f"; {n} tickets can show that they do not always, {SHOWING} that they do"
+            note += f"; {kept.unknown:.0%} of the redraws did not finish" if kept.unknown > UNFINISHED else ""
             parts.append(
                 Part(
                     f"{p.name}: kept ticket {words}, width {kept.width}", verdict,
-                    f"share of {kept.redraws} {of}, mean over tickets", mean.value, mean.low, mean.high,
-                    n, f"the lottery reading predicts 1{few(n, LEAST_TICKETS, '; ')}",
+                    f"share of {kept.redraws} {of}, mean over tickets", mean.value, mean.low, mean.high, n, note,
                 )
             )  # fmt: skip
     return parts
@@ -328,8 +363,8 @@ CLAIM = Claim(
             "widen",
             "every neuron, four 2-way splits and one 3-way split, ways out followed, random kicks beside them",
             ("seed",),
-            f"certified minima of positive loss at the smallest width: {LEAST_MINIMA} different ones of one data set, "
-            f"or some of each of {LEAST_MINIMA} teachers",
+            f"certified minima of positive loss at the smallest width: {LEAST_UNITS} different ones of one data set, "
+            f"or some of each of {LEAST_UNITS} teachers",
         ),
         Need(
             "descend",

@@ -54,16 +54,28 @@ def read_runs(patterns: Sequence[str], source: Source) -> tuple[list[SweptRun], 
 
 
 def _own_problem(runs: Sequence[SweptRun], source: Source) -> list[str]:
-    """What a problem function or the data named on the command line are now: no file of the runs says it."""
+    """What a problem function or the data named on the command line are now: no file of the runs says it.
+
+    Raises:
+        UsageError: a checkpoint names its own data, which its loss and its certificate are of.
+    """
     from landscape.batches import fingerprint, read_batches
     from landscape.checkpoint import read_checkpoint
     from landscape.loading import load_problem
 
-    if not runs or not (source.problem or source.data or source.loss):
+    if not (source.problem or source.data or source.loss):
         return []
-    checkpoint = read_checkpoint(runs[0].name, source.allow_globals)
-    loaded = load_problem(checkpoint, source.problem, source.sets, source.data, source.loss)
-    return [str(loaded.problem_identity), fingerprint(read_batches(loaded.problem))]
+    found = []
+    for run in runs:
+        if run.header.get("data"):
+            raise UsageError(
+                f"{run.name} names its own data, {run.header['data']!r}; its loss and its certificate are of these",
+                "leave out --problem, --data and --loss, or name checkpoints without data of their own",
+            )
+        checkpoint = read_checkpoint(run.name, source.allow_globals)
+        loaded = load_problem(checkpoint, source.problem, source.sets, source.data, source.loss)
+        found.append(f"{loaded.problem_identity} {fingerprint(read_batches(loaded.problem))}")
+    return sorted(set(found))
 
 
 def _joined(runs: list[SweptRun], kept: Mapping[Path, Checkpoint]) -> list[SweptRun]:

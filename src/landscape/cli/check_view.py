@@ -75,7 +75,7 @@ def print_one(r: Checked, p: Provenance, path: Path) -> None:
     stdout.print("  (in brackets: theorems and reports, which do not enter the verdict)")
     if len(r.excluded):
         stdout.print(
-            f"  left out of {r.runs} runs: {len(r.excluded)}, the first of them {r.excluded[0]}: {r.excluded_reason[0]}"
+            f"  left out (runs, or whole sweeps): {len(r.excluded)}, the first {r.excluded[0]}: {r.excluded_reason[0]}"
         )
     stdout.print(f"  What it does not say: {r.says_not}")
     for command in r.settle:

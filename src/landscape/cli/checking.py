@@ -63,6 +63,7 @@ class Request:
 
 def decide(request: Request, folders: list[str]) -> tuple[Checked, Provenance, Path]:
     """The stored decision if it is of the same runs, else a new one."""
+    from landscape import __version__
     from landscape.atomic import locked
     from landscape.cli.check_runs import read_runs
     from landscape.cli.progress import stage_progress
@@ -75,8 +76,9 @@ def decide(request: Request, folders: list[str]) -> tuple[Checked, Provenance, P
     with stage_progress(request.claim, request.quiet) as report:
         report("reading runs", 0, 1)
         runs, hashes = read_runs(folders, request.source)
-        parts = {"files": hashes, "claim": request.claim, "scale": request.scale, "seed": request.seed}
-        key = identity(parts)
+        budget = asdict(request.evidence.SCALES[request.scale])
+        parts = {"files": hashes, "claim": request.claim, "budget": budget, "seed": request.seed}
+        key = identity({**parts, "landscape": __version__})
         with locked(place):
             stored = None if request.force else stored_identity(place, "check")
             if stored == (key, "complete"):
@@ -85,13 +87,13 @@ def decide(request: Request, folders: list[str]) -> tuple[Checked, Provenance, P
                 return restore(found, Checked), found.provenance, place
             if stored is not None and stored[0] != key:
                 raise StorageError(
-                    f"{place} holds the decision on other runs, or at another scale or seed",
+                    f"{place} holds the decision on other runs, at another scale or seed, or of another version",
                     "name another folder with --out, or overwrite it with --force",
                 )
             pieces = kept_pieces(_aside(place), key)
             made = _computed(request, folders, runs, report, pieces, key)
             settings = {"claim": request.claim, "scale": request.scale, "seed": request.seed, "runs": folders}
-            settings["budget"] = asdict(request.evidence.SCALES[request.scale])
+            settings |= {"budget": budget, "problem": worker.words(worker.source_options(request.source))}
             provenance = _provenance(key, settings, identity({"files": hashes}), made)
             write_result(place, made, provenance, force=request.force)
             for path in [_aside(place), *worker.parts(place, left_behind=True)]:

@@ -155,7 +155,7 @@ def _bounds(problems: Sequence[Problem], width: int, means: Means) -> dict[str, 
     found = {}
     for name in (f.name for f in fields(AtWidth) if f.name != "width"):
         values = [np.asarray(getattr(one, name)) for one in every]
-        found[name] = torch.as_tensor(np.concatenate(values) if values[0].ndim else values[0])
+        found[name] = torch.as_tensor(np.concatenate(values) if values[0].ndim else max(values))  # n·C: the weakest
     return found
 
 

@@ -104,13 +104,19 @@ def populations(runs: Sequence[SweptRun]) -> dict[str, list[SweptRun]]:
 
 
 def _apart(runs: list[SweptRun]) -> list[list[SweptRun]]:
-    """The runs, or where a seed of a width is there twice the runs of every training."""
-    if _twice(runs) is None:
-        return [runs]
+    """The runs, or where those of one width were trained in several ways the runs of every training.
+
+    Widths may differ in their training: learning rates often go with the width.
+    """
     found: dict[str, list[SweptRun]] = {}
+    ways: dict[int, set[str]] = {}
     for run in runs:
         how = {k: v for k, v in run.header.get("training", {}).items() if k not in MEASURED}
-        found.setdefault(json.dumps(how, sort_keys=True, default=str), []).append(run)
+        key = json.dumps(how, sort_keys=True, default=str)
+        found.setdefault(key, []).append(run)
+        ways.setdefault(run.width, set()).add(key)
+    if all(len(keys) == 1 for keys in ways.values()):
+        found = {"": runs}
     for members in found.values():
         if pair := _twice(members):
             raise UsageError(
@@ -144,6 +150,16 @@ def usable(runs: Sequence[SweptRun], zero: float) -> tuple[list[SweptRun], list[
         else:
             kept.append(run)
     return kept, left
+
+
+def widths_of(runs: Sequence[SweptRun]) -> list[int]:
+    """All of them, in order."""
+    return sorted({r.width for r in runs})
+
+
+def reaches_zero(runs: Sequence[SweptRun], zero: float) -> bool:
+    """Whether any loss is below `zero`."""
+    return any(r.loss < zero for r in runs)
 
 
 def problem_of(header: Mapping[str, Any]) -> str:

@@ -74,7 +74,8 @@ def _draw_panel(axes: Axes, arrays: dict[str, Any], panel: str, letter: str) -> 
         values += [y, low, high]
     every = np.concatenate(values)
     positive = every[np.isfinite(every) & (every > 0)]
-    if len(positive) and positive.max() > 100 * positive.min():
+    share = str(arrays["curve_y_label"][inside][0]).startswith("share")
+    if len(positive) and positive.max() > 100 * positive.min() and not share:
         axes.set_yscale("log")
     axes.set_xlabel(str(arrays["curve_x_label"][inside][0]))
     axes.set_ylabel(str(arrays["curve_y_label"][inside][0]))

@@ -14,7 +14,8 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from landscape.descending import Progress, Way, descend_stack
+from landscape.descending import Progress, Way, descend_stack, flow_stack
+from landscape.optim.damped import REASONS
 from landscape.problem import Problem
 from landscape.protocols.first_order import FirstOrder, first_order
 from landscape.stacking import build_stack
@@ -31,12 +32,14 @@ class Alone:
 
     Attributes:
         start: number of the start that each ticket belongs to [T]. neurons: of each ticket [T, r]. loss: reached [T].
+        finished: False where iterations ran out or the loss diverged: what it would have reached is not known [T].
         total: C(m, r), of which some were drawn if there are too many.
     """
 
     start: np.ndarray
     neurons: np.ndarray
     loss: np.ndarray
+    finished: np.ndarray
     total: int
 
 
@@ -45,12 +48,13 @@ class Redrawn:
     """Tickets kept while the other neurons are drawn anew, trained together.
 
     Attributes:
-        ticket: number of the ticket [R]. loss: reached [R]. matched: how many of the teacher's neurons are parallel to
-            one of the ticket's, |cos| > 0.999 [R]; −1 where there is no teacher.
+        ticket: number of the ticket [R]. loss, finished: as of `Alone` [R]. matched: how many of the teacher's neurons
+            are parallel to one of the ticket's, |cos| > 0.999 [R]; −1 where there is no teacher.
     """
 
     ticket: np.ndarray
     loss: np.ndarray
+    finished: np.ndarray
     matched: np.ndarray
 
 
@@ -75,13 +79,14 @@ def train_alone(
     progress: Progress | None = None,
     *,
     first: FirstOrder | None = None,
+    optimiser: str = "levenberg_marquardt",
     device: torch.device | str = "cpu",
 ) -> Alone:
     """Train up to `most` tickets of every start alone, down to certified points' accuracy.
 
     Args:
         starts: networks at their initial values. layer: whose neurons are meant. size: r. steps: iterations, at most.
-        first: first-order training that comes before, as the wide networks had it.
+        first: first-order training that comes before, as the wide networks had it. optimiser: of second order.
     """
     hidden = find_hidden(starts[0].model, layer)
     width = width_of(starts[0].model, layer)
@@ -94,8 +99,8 @@ def train_alone(
         Problem(narrowed(starts[i].model, hidden, n.tolist()), starts[i].data, starts[i].loss, starts[i].weight_decay)
         for i, n in zip(owners, chosen, strict=True)
     )
-    losses, _ = _trained(list(problems), Trainer(steps, first, device), progress)
-    return Alone(np.array(owners), np.array(chosen), losses, math.comb(width, size))
+    losses, finished, _ = _trained(list(problems), Trainer(steps, first, optimiser, device), progress)
+    return Alone(np.array(owners), np.array(chosen), losses, finished, math.comb(width, size))
 
 
 def redraw_others(
@@ -108,13 +113,14 @@ def redraw_others(
     progress: Progress | None = None,
     *,
     first: FirstOrder | None = None,
+    optimiser: str = "levenberg_marquardt",
     device: torch.device | str = "cpu",
 ) -> Redrawn:
     """Train each start with its ticket kept and all other neurons taken from each of its `fresh` networks.
 
     Args:
         teacher: input weights [neurons, features] of the teacher, to say whether the ticket's neurons found it.
-        first: first-order training that comes before, as the wide networks had it.
+        first: first-order training that comes before, as the wide networks had it. optimiser: of second order.
     """
     hidden = find_hidden(starts[0].model, layer)
     owners = [i for i, others in enumerate(fresh) for _ in others]
@@ -123,13 +129,13 @@ def redraw_others(
         for s, others, t in zip(starts, fresh, tickets, strict=True)
         for f in others
     ]
-    losses, networks = _trained(problems, Trainer(steps, first, device), progress)
+    losses, finished, networks = _trained(problems, Trainer(steps, first, optimiser, device), progress)
     matched = np.full(len(losses), -1)
     if teacher is not None:
         matched = np.array([
             matches(network, hidden, list(tickets[i]), teacher) for i, network in zip(owners, networks, strict=True)
         ])  # fmt: skip
-    return Redrawn(np.array(owners), losses, matched)
+    return Redrawn(np.array(owners), losses, finished, matched)
 
 
 def matches(rows: torch.Tensor, hidden: Hidden, neurons: Sequence[int], teacher: np.ndarray) -> int:
@@ -146,12 +152,18 @@ class Trainer:
 
     steps: int
     first: FirstOrder | None
+    optimiser: str
     device: torch.device | str
 
 
-def _trained(problems: list[Problem], how: Trainer, progress: Progress | None) -> tuple[np.ndarray, list[torch.Tensor]]:
-    """Losses reached [T], and the first weight tensor of each network there (input weights of its first layer)."""
-    losses, rows = [], []
+def _trained(
+    problems: list[Problem], how: Trainer, progress: Progress | None
+) -> tuple[np.ndarray, np.ndarray, list[torch.Tensor]]:
+    """Losses reached and whether that is where training ends [T], and the first weight tensor of each network there
+    (input weights of its first layer)."""
+    losses, finished, rows = [], [], []
+    way = Way("minimum", how.steps, gauss_newton=how.optimiser != "newton", keep_points=False)
+    descend = flow_stack if how.optimiser == "flow" else descend_stack
     for begin in range(0, len(problems), MOST):
         stack, theta = build_stack(problems[begin : begin + MOST], device=how.device)
 
@@ -161,7 +173,8 @@ def _trained(problems: list[Problem], how: Trainer, progress: Progress | None) -
 
         if how.first is not None:
             theta = first_order(stack, theta, how.first, lambda stage, d, t: tell(f"{stage} {d} of {t}", 0, t))
-        ended, _ = descend_stack(stack, theta, Way("minimum", how.steps, keep_points=False), tell)
+        ended, _ = descend(stack, theta, way, tell)
         losses.append(ended.value.cpu().numpy())
+        finished.append((ended.value.isfinite() & (ended.reason != REASONS.index("steps"))).cpu().numpy())
         rows += list(stack.layout.unflatten(ended.theta)[0].cpu())
-    return np.concatenate(losses), rows
+    return np.concatenate(losses), np.concatenate(finished), rows

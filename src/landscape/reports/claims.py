@@ -122,6 +122,7 @@ def _commands(path: Path, result: StoredResult) -> Iterator[Block]:
     lines = [f"landscape train {stem}.toml --out runs/{stem}" for stem in sweeps] if ours else []
     check = ["landscape", "check", *([f"runs/{stem}" for stem in sweeps] if ours else named)]
     check += ["--claim", str(result.attributes["claim"]), "--scale", str(settings.get("scale", "small"))]
+    check += [str(word) for word in settings.get("problem", ())]
     check += ["--seed", str(result.provenance.seed), "--out", str(path.parent)]
     yield Heading("Repeat it", 3)
     yield Code("\n".join([*lines, shlex.join(check)]))
