@@ -11,7 +11,7 @@ import pytest
 
 from commands import run
 from landscape.claim import Part
-from landscape.claims.escape_dimensions import Evidence, Population, decide, draw
+from landscape.claims.escape_dimensions import Evidence, Kept, Pairs, Population, decide, draw
 from landscape.cli.check_runs import read_runs
 from landscape.cli.jobs import Source
 from landscape.errors import UsageError
@@ -48,6 +48,9 @@ def test_they_are_one_population(taught: list[SweptRun]) -> None:
     # two sweeps of a teacher each, where no coordinate says so, are the same
     bare = [replace(r, coordinates={k: v for k, v in r.coordinates.items() if k != "teacher_seed"}) for r in taught]
     assert [r.teacher for r in next(iter(populations(bare).values()))] == [r.teacher for r in members]
+    assert all(
+        "teacher_seed = [3, 4]" in as_sweep(some) for some in (bare, [members[0], *bare[1:]], [bare[0], *members])
+    )
     with pytest.raises(UsageError, match="teacher_seed 'x' is not a whole number"):
         populations([replace(taught[0], coordinates={"width": 2, "seed": 0, "teacher_seed": "x"})])
     with pytest.raises(UsageError, match="same seed of the same width"):
@@ -139,6 +142,50 @@ def test_minima_that_follow_their_teacher_are_seldom_called_ways_out() -> None:
         ]
         found[_parts(made)["ways out against kicks, wide"].verdict] += 1
     assert found["supported"] + found["contradicted"] <= 14  # 1 % would be 5; with minima as units a third
+
+
+def test_hard_and_easy_teachers_of_other_widths_are_no_gain() -> None:
+    """No teacher's networks gain by width: the easy ones were trained wide, the hard ones narrow."""
+    rng = np.random.default_rng(0)
+    hard, easy = losses({4: 0.1, 8: 0.1}, 200, rng), losses({4: 0.9, 8: 0.9}, 200, rng)
+    apart = Population("t", 4, {4: hard[4], 8: easy[8]}, teachers={4: np.zeros(200), 8: np.ones(200)})
+    mixed = Population(
+        "t", 4, {4: hard[4], 8: np.concatenate([hard[8], easy[8]])},
+        teachers={4: np.arange(200) % 10, 8: np.concatenate([np.arange(200) % 10, 10 + np.arange(200) % 10])},
+    )  # fmt: skip
+    for made in (apart, mixed):
+        (gain,) = [p for p in decide(Evidence([made])).parts if "grows with width" in p.name]
+        assert gain.verdict == "undetermined"
+
+
+def test_teachers_with_preferences_of_their_own_seldom_decide_the_paired_test() -> None:
+    """500 sweeps of sixteen teachers; each favours the wide networks of its thirty starts, or their tickets."""
+    rng = np.random.default_rng(5)
+    found = Counter[str]()
+    teachers = np.repeat(np.arange(16), 30)
+    for _ in range(500):
+        wide = rng.random(480) < np.repeat(rng.random(16), 30)
+        pairs = [Pairs(5, wide, (~wide).astype(int), 5, 5, teachers)]
+        made = Population("t", 4, {}, pairs=pairs, teachers={4: teachers})
+        (part,) = [p for p in decide(Evidence([made])).parts if "own tickets" in p.name]
+        found[part.verdict] += 1
+    assert found["supported"] <= 12  # 1 % of both tails together would be 5; with starts as units a fifth
+    assert found["contradicted"] <= 12
+
+
+def test_kept_tickets_of_few_teachers_are_few() -> None:
+    """A hundred tickets that win as their two teachers have it: nothing is known about teachers."""
+    teachers, shares = np.repeat([0, 1], 50), np.repeat([0.9, 0.4], 50)
+    kept = [Kept(5, shares, np.full(100, np.nan), 20, teachers)]
+    (one,) = _kept_parts(Population("t", 4, {}, kept=kept))
+    (both,) = _kept_parts(Population("t", 4, {}, kept=kept, teachers={4: teachers}))
+    assert one.verdict == "supported"
+    assert both.verdict == "undetermined"
+    assert both.high > one.high
+
+
+def _kept_parts(p: Population) -> list[Part]:
+    return [x for x in decide(Evidence([p])).parts if "kept ticket" in x.name]
 
 
 def test_lottery_nulls_are_of_every_teacher() -> None:

@@ -123,6 +123,31 @@ def test_a_lottery_of_which_some_tickets_are_tried_is_never_a_victory(total: int
         assert all(p.verdict != "supported" for p in parts if "own tickets" in p.name)
 
 
+@pytest.mark.parametrize("known", [0, 1, 40])
+def test_starts_of_unfinished_tickets_leave_the_comparison_open(known: int) -> None:
+    """The wide network wins where no ticket does; of twenty more starts the tickets did not finish."""
+    pair = Pairs(5, np.ones(known, dtype=bool), np.zeros(known, dtype=int), 5, 5, unknown=20)
+    parts = [p for p in decide(Evidence([Population("t", 4, {}, pairs=[pair])])).parts if "own tickets" in p.name]
+    assert [(p.verdict, p.n) for p in parts] == [("undetermined", known)]
+    assert "20 starts left out" in parts[0].note
+    settled = decide(Evidence([Population("t", 4, {}, pairs=[replace(pair, unknown=0)])])).parts
+    assert [p.verdict for p in settled if "own tickets" in p.name] == ["supported" if known == 40 else "undetermined"]
+
+
+def test_kept_tickets_can_show_both() -> None:
+    """That they always win takes many; that they do not, few. Redraws that did not finish show nothing."""
+
+    def verdict(made: Kept) -> str:
+        (part,) = [p for p in decide(Evidence([Population("t", 4, {}, kept=[made])])).parts if "wins" in p.name]
+        return part.verdict
+
+    none = np.full(100, np.nan)
+    assert verdict(Kept(5, np.ones(100), none, 20)) == "contradicted"
+    assert verdict(Kept(5, np.ones(12), none[:12], 20)) == "undetermined"
+    assert verdict(Kept(5, np.full(12, 0.5), none[:12], 20)) == "supported"
+    assert verdict(Kept(5, np.full(12, 0.5), none[:12], 20, unknown=0.3)) == "undetermined"
+
+
 def test_success_against_width_never_decides_alone() -> None:
     rng = np.random.default_rng(6)
     grown = losses(dict(zip(WIDTHS, (0.3, 0.5, 0.7, 0.9, 0.98), strict=True)), 60, rng)
@@ -335,6 +360,20 @@ def signs_of_a_sweep(folder: Path) -> None:
     assert signs.CLAIM.draw(made)
 
 
+@pytest.mark.parametrize("optimiser", ["levenberg_marquardt", "newton", "flow"])
+def test_tickets_are_trained_as_their_networks_and_say_whether_they_finished(optimiser: str) -> None:
+    torch.manual_seed(0)
+    x = torch.randn(40, 2, dtype=torch.float64)
+    y = torch.tanh(x @ torch.tensor([[1.0], [-2.0]], dtype=torch.float64))
+    starts = [Problem(nn.Sequential(nn.Linear(2, 3), nn.Tanh(), nn.Linear(3, 1)).double(), (x, y), "mse")]
+    short = train_alone(starts, "0", 2, 9, 1, np.random.default_rng(0), optimiser=optimiser)
+    whole = train_alone(starts, "0", 2, 9, 2000, np.random.default_rng(0), optimiser=optimiser)
+    assert whole.finished.all()
+    if optimiser != "flow":  # which goes on until it has arrived
+        assert not short.finished.any()
+        assert (whole.loss < short.loss).all()
+
+
 @pytest.mark.slow
 def test_check_decides_prints_and_repeats(tmp_path: Path) -> None:
     (tmp_path / "sweep.toml").write_text(SWEEP)
@@ -355,6 +394,10 @@ def test_check_decides_prints_and_repeats(tmp_path: Path) -> None:
     table = run(*only, cwd=tmp_path).stdout
     assert max(map(len, table.splitlines())) <= 80 or "What is undetermined" in table
     assert run("plot", report["result"], cwd=tmp_path).returncode == 0
+    torch.save((torch.zeros(4, 2), torch.zeros(4, 1)), tmp_path / "other.pt")
+    other = run(*only, "--data", "other.pt", "--force", cwd=tmp_path)
+    assert other.returncode == 2
+    assert "names its own data" in other.stderr
     for final in sorted(tmp_path.glob("runs/width=2/*/final.pt")):
         final.unlink()
     refused = run(*only, "--json", cwd=tmp_path)

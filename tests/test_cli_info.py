@@ -175,8 +175,21 @@ def test_folder_for_people(sweep: Path, capsys: pytest.CaptureFixture[str]) -> N
     assert f"results in {sweep}: 3\n" in text
     assert f"checkpoints in {sweep}: 1\n" in text
     assert text.index("width=8/final.spectrum.h5") < text.index("width=64/final.spectrum.h5")
+    row = next(line for line in text.splitlines() if "width=64/final.spectrum.h5" in line)
+    assert row.count("±") == 2
     lines = run(capsys, sweep, as_json=True).splitlines()
     assert [json.loads(line)["kind"] for line in lines] == ["result"] * 3 + ["checkpoint"]
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no /dev/full")
+@pytest.mark.parametrize("option", [[], ["--csv"], ["--json"]])
+def test_a_full_disk_behind_a_redirection_is_one_error(option: list[str], sweep: Path) -> None:
+    command = [sys.executable, "-m", "landscape", "info", str(sweep), *option]
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
+    assert done.returncode == 5
+    assert "the disk is full" in done.stderr
+    assert "Traceback" not in done.stderr
 
 
 @pytest.mark.parametrize(

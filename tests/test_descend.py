@@ -212,6 +212,14 @@ def test_a_short_descent_says_that_it_is_not_there() -> None:
     assert (found.verdict, found.stopped, found.steps) == ("not stationary", "steps", 2)
 
 
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("steps", [3, 4, 5, 8, 20])
+def test_a_descent_cut_short_is_no_channel(seed: int, steps: int) -> None:
+    """First steps are large: growth of the norm says nothing yet."""
+    found = descend(student(seed), steps=steps, gradient=1e-30)
+    assert found.stopped != "steps" or found.verdict != "channel"
+
+
 def test_cross_entropy_on_separable_data_has_no_minimum() -> None:
     x = torch.tensor([[1.0], [2.0], [-1.0], [-2.0]]).double()
     y = torch.tensor([1, 1, 0, 0])
@@ -274,6 +282,8 @@ def test_trajectories_keep_the_ends_and_not_too_much() -> None:
     assert [float(p[0]) for p in path.points] == path.kept
     assert path.second_half.norm_growth == pytest.approx((2 + 2999 / 3000) / 2.5 - 1, rel=1e-3)
     assert path.second_half.loss_drop == pytest.approx(0.5, rel=1e-3)
+    short = Trajectory(path.loss[:20], path.gradient_inf[:20], path.norm[:20])
+    assert np.isnan([short.second_half.norm_growth, short.second_half.loss_drop]).all()
 
 
 # ---- the command --------------------------------------------------------------------------------------------------

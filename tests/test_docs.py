@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import importlib.util
 import os
 import re
@@ -64,6 +65,9 @@ def test_readme_commands_and_snippets_run(tmp_path: Path) -> None:
     assert len(list((tmp_path / "landscape-results").rglob("*.descend.pt"))) == 1
     assert (tmp_path / "landscape-results" / "spectra.png").stat().st_size > 10_000
     assert (tmp_path / "spectra.csv").read_text().count("\n") == 4
+    rows = {row["width"]: row for row in csv.DictReader((tmp_path / "spectra.csv").open())}
+    first = float(done.stdout.split()[0])  # of the library, about the same checkpoint
+    assert first == pytest.approx(float(rows["16"]["top_0"]), rel=1e-5)
 
 
 @pytest.mark.skipif(shutil.which("make") is None, reason="make is not installed")

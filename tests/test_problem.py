@@ -95,6 +95,11 @@ REFUSED: dict[str, tuple[type[LandscapeError], str, Callable[[], Any]]] = {
         lambda: Problem(model(), (data()[0], torch.full((9,), -100)), "cross_entropy"),
     ),
     "empty pair": (ProblemError, "empty", lambda: Problem(model(), data(0), "cross_entropy")),
+    "NumPy arrays": (
+        ProblemError,
+        "NumPy",
+        lambda: Problem(model(), [t.numpy() for t in data(4)], "mse"),
+    ),
     "empty list": (ProblemError, "empty", lambda: Problem(model(), [], "cross_entropy")),
     "lengths": (ProblemError, "9 inputs but 8", lambda: Problem(model(), (data()[0], data(8)[1]), "cross_entropy")),
     "NaN data": (ProblemError, "NaN", lambda: with_nan("data")),

@@ -227,6 +227,7 @@ def test_populations_differ_in_nothing_but_width_and_seed(swept: Path) -> None:
     slower = [replace(r, header={**r.header, "training": {**r.header["training"], "learning_rate": 0.2}}) for r in runs]
     assert [len(v) for v in populations([*runs, *slower]).values()] == [12, 12]
     assert len(populations([*runs[:6], *slower[6:]])) == 1  # a rate for every width is one sweep
+    assert len(populations([slower[k] if r.seed % 2 else r for k, r in enumerate(runs)])) == 2  # within a width not
     named = [replace(r, coordinates={**r.coordinates, "lr": 0.2}) for r in runs]
     assert [("lr=0.2" in name) for name in populations([*runs, *named])] == [False, True]
     with pytest.raises(UsageError, match="same seed of the same width"):

@@ -299,6 +299,10 @@ def test_the_barrier_stands_on_the_straight_line() -> None:
     axes = panels(figure)["a"]
     (bar,) = (item for item in axes.lines if item.get_marker() == "_")
     np.testing.assert_allclose(np.asarray(bar.get_xydata()), [[0.5, 0.25], [0.5, 1.25]])
+    (chord,) = (item for item in axes.lines if len(item.get_xdata()) == 65)
+    ends = np.asarray(chord.get_xydata())  # straight in the loss, whatever the axis is
+    np.testing.assert_allclose(ends[:, 1], np.interp(ends[:, 0], [0, 1], ends[[0, -1], 1]))
+    np.testing.assert_allclose(np.interp(0.5, *ends.T), 0.25)
     assert any("barrier 1" in text.get_text() for text in axes.texts)
     assert "a lower bound" in said(figure)
     (mark,) = (item for item in axes.lines if item.get_marker() == "D")

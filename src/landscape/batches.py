@@ -124,6 +124,10 @@ def read_batches(problem: Problem) -> list[Batch]:
                     "so there is no fixed loss to differentiate",
                     "fix the order, switch augmentation off, or pass a list of batches",
                 )
+    if any(type(x).__module__ == "numpy" for x in (data if isinstance(data, list | tuple) else ())):
+        raise ProblemError(
+            "the data are NumPy arrays", "give tensors: torch.from_numpy(inputs), torch.from_numpy(targets)"
+        )
     if not batches or all(length_of(b) == 0 and not tensors_of(b) for b in batches):
         raise ProblemError("the data set is empty", "check the path and the filters of your data loading")
     for batch in batches:

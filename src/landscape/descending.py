@@ -40,6 +40,8 @@ ESCAPES = 10
 RUNAWAY_NORM = 1e4
 # Points of a trajectory that keep θ, at most.
 SNAPSHOTS = 24
+# Points of a descent from which on its second half says where it is heading.
+LONG = 32
 
 # Called as (stage, members done, members).
 Progress = Callable[[str, int, int], None]
@@ -103,8 +105,8 @@ class Trajectory:
 
     @property
     def second_half(self) -> SecondHalf:
-        """What happened to ‖θ‖ and L over the second half; NaN for a trajectory of fewer than four points."""
-        if len(self.norm) < 4:
+        """What happened to ‖θ‖ and L over the second half; NaN for fewer than `LONG` points: first steps are large."""
+        if len(self.norm) < LONG:
             return SecondHalf()
         middle = len(self.norm) // 2
         norm, loss = self.norm[middle], self.loss[middle]

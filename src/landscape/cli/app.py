@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 
 import typer
 
+from landscape.atomic import storage_error
 from landscape.cli import check, descend, doctor, escape, export, info, plot, report, slice, spectrum, train, widen
 from landscape.cli.terminal import print_error
 from landscape.errors import LandscapeError
@@ -48,3 +50,10 @@ def main() -> None:
     except BrokenPipeError:  # `landscape ... | head`: the reader has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(0)
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            raise
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is buffered has nowhere to go
+        full = storage_error(error, "the output")
+        print_error(full)
+        sys.exit(full.exit_code)

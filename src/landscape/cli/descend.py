@@ -11,8 +11,8 @@ import typer
 
 from landscape.cli import options as common
 from landscape.cli.jobs import Job, Source, load_job
-from landscape.cli.terminal import flush, print_error, print_note
-from landscape.errors import BatchError, LandscapeError
+from landscape.cli.terminal import flush, print_error, print_note, raise_failures
+from landscape.errors import LandscapeError
 
 if TYPE_CHECKING:
     from landscape.analyses.descend import DescendSettings
@@ -118,13 +118,7 @@ def _descend_all(request: _Request, paths: list[Path], places: list[Path]) -> No
     if ordered and not request.as_json:
         print_one(ordered[0]) if len(paths) == 1 else print_many(ordered)
     flush()
-    if batch.failures and len(paths) == 1:
-        raise batch.failures[0]
-    if batch.failures:
-        raise BatchError(
-            f"{len(batch.failures)} of {len(paths)} checkpoints failed; the results of the others are written",
-            "mend what is named above, then repeat the command: it does only what is missing",
-        )
+    raise_failures(batch.failures, len(paths))
 
 
 @dataclass(frozen=True)

@@ -177,16 +177,34 @@ def print_folder(folder: Path, rows: Sequence[Mapping[str, Any]], checkpoints: S
     """The results and checkpoints of a folder, one line each, for people."""
     if rows:
         print_title(f"results in {folder}: {len(rows)}")
-        names = ("top_0", "bottom_0", "seconds")
         lines = [
-            (_below(folder, row["result"]), row["group"], row["status"], *(number(row.get(n)) for n in names))
+            (
+                _below(folder, row["result"]),
+                row["group"] if row["status"] == "complete" else f"{row['group']}, {row['status']}",
+                *_found(row),
+            )
             for row in rows
         ]
-        print_table(("result", "analysis", "status", "largest", "smallest", "s"), lines, right=(3, 4, 5))
+        print_table(("result", "analysis", "largest, or verdict", "smallest"), lines, right=(2, 3))
     if checkpoints:
         print_title(f"checkpoints in {folder}: {len(checkpoints)}")
-        lines = [(_below(folder, p), f"{p.stat().st_size / 1000:,.1f} kB") for p in checkpoints]
-        print_table(("checkpoint", "size"), lines, right=(1,))
+        sizes = [(_below(folder, p), f"{p.stat().st_size / 1000:,.1f} kB") for p in checkpoints]
+        print_table(("checkpoint", "size"), sizes, right=(1,))
+
+
+def _found(row: Mapping[str, Any]) -> tuple[str, str]:
+    """Both ends of a spectrum with their residuals, or the verdict of anything else."""
+    if "top_0" not in row:
+        return str(row.get("verdict", "")), ""
+    return _bounded(row, "top_0"), _bounded(row, "bottom_0")
+
+
+def _bounded(row: Mapping[str, Any], name: str) -> str:
+    """An eigenvalue with its residual; "?" where it has not converged (all digits: --json, --csv)."""
+    if row.get(name) is None:
+        return ""
+    unsure = "" if row.get(f"{name}_converged", True) else " ?"
+    return f"{row[name]:.5g} ± {row.get(f'{name}_residual', math.nan):.0e}{unsure}"
 
 
 def _below(folder: Path, path: str | Path) -> str:

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 import typer
 
 from landscape.cli.jobs import Job, Source, load_job
-from landscape.cli.terminal import flush, print_error, print_note
-from landscape.errors import BatchError, LandscapeError, NumericalError
+from landscape.cli.terminal import flush, print_error, print_note, raise_failures
+from landscape.errors import LandscapeError, NumericalError
 
 if TYPE_CHECKING:
     from landscape.descending import Progress
@@ -94,13 +94,7 @@ def run_command(
     if shown and not as_json:
         command.one(shown[0]) if len(paths) == 1 else command.many(shown)
     flush()
-    if failures and len(paths) == 1:
-        raise failures[0]
-    if failures:
-        raise BatchError(
-            f"{len(failures)} of {len(paths)} checkpoints failed; the results of the others are written",
-            "mend what is named above, then repeat the command: it does only what is missing",
-        )
+    raise_failures(failures, len(paths))
 
 
 def _one(command: Command[R], job: Job, force: bool, quiet: bool) -> Shown[R]:

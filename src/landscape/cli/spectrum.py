@@ -13,7 +13,7 @@ import typer
 from landscape.cli import options as common
 from landscape.cli import worker
 from landscape.cli.jobs import Source, load_job
-from landscape.cli.terminal import flush, print_error, print_note, print_warning
+from landscape.cli.terminal import flush, print_error, print_note, print_warning, raise_failures
 from landscape.errors import BatchError, LandscapeError, NumericalError, RanksError, UsageError
 
 if TYPE_CHECKING:
@@ -186,13 +186,7 @@ def _conclude(shown: list[Shown], failures: list[LandscapeError], number: int, a
     if not as_json and shown:
         print_one(shown[0]) if number == 1 else print_many(shown)
     flush()
-    if failures and number == 1:
-        raise failures[0]
-    if failures:
-        raise BatchError(
-            f"{len(failures)} of {number} checkpoints failed; the results of the others are written",
-            "mend what is named above, then repeat the command: it does only what is missing",
-        )
+    raise_failures(failures, number)
 
 
 def compute_or_reuse(request: _Request, path: Path, place: Path) -> tuple[Spectrum, Provenance]:

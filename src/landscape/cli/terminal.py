@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 import sys
+from collections.abc import Sequence
 from typing import Any
 
 from rich.console import Console
 
-from landscape.errors import LandscapeError
+from landscape.errors import BatchError, LandscapeError
 
 stdout = Console(highlight=False, soft_wrap=False, markup=False)
 stderr = Console(stderr=True, highlight=False, soft_wrap=True, markup=False)
@@ -30,6 +31,22 @@ def print_note(message: str, quiet: bool = False) -> None:
     """A plain line of progress for people; silenced by --quiet."""
     if not quiet:
         stderr.print(message)
+
+
+def raise_failures(failures: Sequence[LandscapeError], count: int) -> None:
+    """At the end of a command about `count` checkpoints whose errors are printed already, but for an only one's.
+
+    Raises:
+        LandscapeError: the only checkpoint's own. BatchError: of several.
+    """
+    if failures and count == 1:
+        raise failures[0]
+    if failures:
+        others = "" if len(failures) == count else "; the results of the others are written"
+        raise BatchError(
+            f"{len(failures)} of {count} checkpoints failed{others}",
+            "mend what is named above, then repeat the command: it does only what is missing",
+        )
 
 
 def plain(value: Any) -> Any:

@@ -158,11 +158,11 @@ def _row(r: Widened, i: int) -> list[str]:
 
 
 def print_many(shown: list[Shown[Widened]]) -> None:
-    """One row per checkpoint."""
+    """One row per checkpoint: splits that open a way down, and those as foretold; λ_min is 0 within its error."""
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
     table.add_column("checkpoint", overflow="fold", min_width=10)
     table.add_column("point", no_wrap=True)
-    for title in ("loss", "splits", "open", "as foretold", "lowest eig.", "loss after"):
+    for title in ("loss", "open, as foretold", "λ_min", "loss after"):
         table.add_column(title, justify="right", no_wrap=True)
     for one, name in zip(shown, short_names([s.provenance.checkpoint for s in shown]), strict=True):
         r = one.result
@@ -171,7 +171,9 @@ def print_many(shown: list[Shown[Widened]]) -> None:
         after = "-"
         if r.escape_loss is not None and np.isfinite(r.escape_loss).any():
             after = f"{np.nanmin(r.escape_loss):.3g}"
-        cells = (f"{r.loss:.4g}", str(total), str(opened), right, f"{r.lambda_min.min():.3g}", after)
+        lowest = int(r.lambda_min.argmin())
+        least = f"{r.lambda_min[lowest]:.3g}" if abs(r.lambda_min[lowest]) > r.lambda_error[lowest] else "0"
+        cells = (f"{r.loss:.4g}", f"{opened}, {right} of {total}", least, after)
         table.add_row(name, r.point_verdict, *cells)
     stdout.print(table)
     stdout.print(f"{len(shown)} result files, the first is {shown[0].path}", soft_wrap=True)

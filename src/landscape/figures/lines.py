@@ -178,13 +178,16 @@ def _draw_marks(axes: Axes, result: SpectrumLike, grid: Grid) -> None:
     barrier, place = scalar(result, "barrier"), scalar(result, "barrier_at")
     if marks is not None and math.isfinite(barrier):
         chord = [centre, float(marks.surface_loss[0])]
-        axes.plot([0, 1], chord, color=MUTED, lw=0.8, ls=(0, (4, 2)), zorder=1)
+        along = np.linspace(0, 1, 65)  # a straight line of losses is none on a logarithmic axis
+        axes.plot(along, np.interp(along, [0, 1], chord), color=MUTED, lw=0.8, ls=(0, (4, 2)), zorder=1)
         foot = float(np.interp(place, [0, 1], chord))
         axes.plot([place, place], [foot, foot + barrier], color=NEGATIVE, lw=1.0, marker="_", ms=5, zorder=4)
         if barrier > 0:
             low, high = axes.transData.transform([(place, foot), (place, foot + barrier)])
             middle = axes.transData.inverted().transform(0.65 * low + 0.35 * high)  # on a log axis, too
-            axes.annotate(f"barrier {number(barrier)}", tuple(middle), (4, 0), textcoords="offset points", va="center")
+            box = {"facecolor": "white", "alpha": 0.85, "edgecolor": "none", "pad": 0.8}
+            offset: dict[str, Any] = {"textcoords": "offset points", "va": "center", "bbox": box, "zorder": 6}
+            axes.annotate(f"barrier {number(barrier)}", tuple(middle), (5, 0), **offset)
 
 
 def _explain(axes: Axes, results: Sequence[SpectrumLike], grids: Sequence[Grid]) -> None:

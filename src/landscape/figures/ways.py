@@ -100,6 +100,11 @@ def _draw_signature(axes: Axes, result: SpectrumLike, best: int) -> None:
 def _draw_inertia(axes: Axes, result: SpectrumLike) -> None:
     """Every split a point: found against foretold, jittered by nothing, so that the diagonal is exact."""
     arrays = result.arrays
+    axes.set_title("b   eigenvalues", fontweight="bold")
+    if not any((arrays[f"predicted_{n}"].values >= 0).any() for n in ("negative", "zero")):
+        axes.set_axis_off()
+        axes.text(0.5, 0.5, "no critical point:\nnothing is foretold", ha="center", va="center", color=MUTED)
+        return
     for name, colour in (("negative", NEGATIVE), ("zero", POSITIVE)):
         foretold, found = arrays[f"predicted_{name}"].values, arrays[f"measured_{name}"].values
         known = foretold >= 0
@@ -109,7 +114,6 @@ def _draw_inertia(axes: Axes, result: SpectrumLike) -> None:
             axes.scatter(pairs[:, 0] + shift, pairs[:, 1], s=12 + 8 * np.sqrt(counts), color=colour, label=name, lw=0)
     most = max(1.0, *(float(arrays[f"measured_{n}"].values.max()) for n in ("negative", "zero")))
     axes.plot([0, most], [0, most], color=MUTED, lw=0.6, zorder=0)
-    axes.set_title("b   eigenvalues", fontweight="bold")
     axes.set_xlabel("foretold")
     axes.set_ylabel("found")
     axes.locator_params(integer=True)

@@ -35,7 +35,7 @@ def section(kind: str, found: list[tuple[Path, StoredResult]]) -> Iterator[Block
         yield from _picture(results[:SHARED], kind, f"{WORDS[kind].lower()} of {len(found)} checkpoints")
         if len(found) > SHARED:
             yield Paragraph(f"The figure shows the first {SHARED} of them.")
-    yield Folded(f"{len(found)} result files", (_files(found),))
+    yield Folded("1 result file" if len(found) == 1 else f"{len(found)} result files", (_files(found),))
 
 
 def _picture(results: list[StoredResult], name: str, alt: str) -> Iterator[Block]:
