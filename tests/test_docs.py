@@ -65,7 +65,7 @@ def test_readme_commands_and_snippets_run(tmp_path: Path) -> None:
     assert len(list((tmp_path / "landscape-results").rglob("*.descend.pt"))) == 1
     assert (tmp_path / "landscape-results" / "spectra.png").stat().st_size > 10_000
     assert (tmp_path / "spectra.csv").read_text().count("\n") == 4
-    rows = {row["width"]: row for row in csv.DictReader((tmp_path / "spectra.csv").open())}
+    rows = {row["width"]: row for row in csv.DictReader((tmp_path / "spectra.csv").read_text().splitlines())}
     first = float(done.stdout.split()[0])  # of the library, about the same checkpoint
     assert first == pytest.approx(float(rows["16"]["top_0"]), rel=1e-5)
 
