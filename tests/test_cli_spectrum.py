@@ -130,7 +130,11 @@ def test_other_settings_do_not_overwrite_a_result_unasked(foreign: Path) -> None
     other = landscape(*command, "--operator", "ggn", cwd=foreign)
     assert other.returncode == 5
     assert "hint:" in other.stderr
+    assert 'operator was "hessian", is "ggn"' in other.stderr
     assert place.read_bytes() == before
+    elsewhere = landscape("spectrum", "width=4/final.pt", *command[2:], cwd=foreign)
+    assert elsewhere.returncode == 5
+    assert "that of width=2/final.pt" in elsewhere.stderr
     assert landscape(*command, "--operator", "ggn", "--force", cwd=foreign).returncode == 0
     assert read_result(place).attributes["operator"] == "ggn"
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from landscape.cli.terminal import print_note
+from landscape.cli.terminal import plain, print_note
 
 if TYPE_CHECKING:
     from landscape.loading import Loaded
@@ -62,11 +63,27 @@ class Job:
         if stored is None or stored[1] == "failed":
             return False
         if stored[0] != self.identity:
+            what, hint = self._other()
             raise StorageError(
-                f"{self.place} holds the result of another command (other settings, data or checkpoint)",
-                "name another folder with --out, or overwrite it with --force",
+                f"{self.place} holds another result: {what}",
+                f"name another folder with --out{hint}, or overwrite it with --force",
             )
         return stored[1] == "complete"
+
+    def _other(self) -> tuple[str, str]:
+        """In what the result that lies there differs from this one, and what may have been meant instead."""
+        from landscape.store import read_result
+
+        how = read_result(self.place, self.command).provenance
+        if how.sha256 != self.loaded.checkpoint.sha256:
+            return f"that of {how.checkpoint}", " (or all checkpoints in one command, which keeps their folders)"
+        mine, stored = ({k: _said(v) for k, v in s.items()} for s in (self.settings, how.settings))
+        changed = [
+            f"{k} was {stored.get(k, 'not there')}, is {v}"
+            for k, v in mine.items()
+            if k not in NO_MATTER and stored.get(k) != v
+        ]
+        return "; ".join(changed[:3]) or "of other data, or of another problem function", ""
 
     def provenance(self, spent: Spent, status: str = "complete") -> Provenance:
         """How the result came about."""
@@ -93,6 +110,11 @@ class Job:
             plan=spent.plan,
             notes=(*self.loaded.notes, *spent.notes),
         )
+
+
+def _said(value: Any) -> str:
+    """A setting as a result file gives it back."""
+    return "none" if value is None else json.dumps(plain(value), sort_keys=True, default=str)
 
 
 def load_job(source: Source, command: str, path: Path, place: Path, settings: Mapping[str, Any], quiet: bool) -> Job:
