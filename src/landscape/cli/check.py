@@ -18,7 +18,7 @@ SCALES = ("small", "medium", "full")
 # Ready-made sweeps that decide a claim, by its name; the longest first.
 SWEEPS: dict[str, tuple[str, ...]] = {
     "escape-dimensions": (
-        "digits-tanh", "four-neuron", "four-neuron-sigmoid", "four-neuron-adam", "random-erf", "random-softplus",
+        "random-softplus", "digits-tanh", "four-neuron-adam", "four-neuron", "four-neuron-sigmoid", "random-erf",
     ),
     "negative-eigenvalues": ("digits-tanh", "four-neuron", "random-erf"),
 }  # fmt: skip
