@@ -212,8 +212,7 @@ def test_a_short_descent_says_that_it_is_not_there() -> None:
     assert (found.verdict, found.stopped, found.steps) == ("not stationary", "steps", 2)
 
 
-@pytest.mark.parametrize("seed", range(4))
-@pytest.mark.parametrize("steps", [3, 4, 5, 8, 20])
+@pytest.mark.parametrize(("seed", "steps"), [(0, 4), (1, 5), (2, 8), (3, 20)])
 def test_a_descent_cut_short_is_no_channel(seed: int, steps: int) -> None:
     """First steps are large: growth of the norm says nothing yet."""
     found = descend(student(seed), steps=steps, gradient=1e-30)
