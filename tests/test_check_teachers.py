@@ -57,11 +57,13 @@ def test_they_are_one_population(taught: list[SweptRun]) -> None:
         populations([*taught, replace(taught[0], name="other.pt")])
 
 
-def test_only_what_has_the_same_data_goes_into_one_stack(taught: list[SweptRun]) -> None:
-    some = taught[:8]
-    groups = together([r.problem() for r in some])
-    assert sorted(i for group in groups for i in group) == list(range(len(some)))
-    assert [sorted({some[i].teacher for i in group}) for group in groups] in ([[3], [4]], [[4], [3]], [[3]], [[4]])
+def test_only_what_has_the_same_inputs_goes_into_one_stack(taught: list[SweptRun]) -> None:
+    problems = [r.problem() for r in taught]
+    assert {r.teacher for r in taught} == set(TEACHERS)
+    assert together(problems) == [list(range(len(taught)))]
+    inputs, targets = problems[3].data  # type: ignore[misc]
+    problems[3] = replace(problems[3], data=(inputs + 1, targets))
+    assert together(problems) == [[i for i in range(len(taught)) if i != 3], [3]]
 
 
 @pytest.mark.slow

@@ -301,7 +301,7 @@ def test_tickets_trained_alone_and_kept() -> None:
     assert (alone.loss < 1e-10).any()
     fresh = [[Problem(student(100 + k, 3), data, "mse") for k in range(2)] for _ in starts]
     rows = teacher[0].weight.detach().numpy()
-    made = redraw_others(starts, fresh, "0", [[0], [1]], 300, rows)
+    made = redraw_others(starts, fresh, "0", [[0], [1]], 300, [rows, rows])
     assert made.ticket.tolist() == [0, 0, 1, 1]
     assert ((made.matched >= 0) & (made.matched <= 1)).all()
     assert np.isfinite(made.loss).all()

@@ -9,10 +9,13 @@ import torch
 from torch import Tensor, nn
 
 import landscape.ensemble as ensemble
+import landscape.stacking as stacking
+from landscape.batches import read_batches
+from landscape.certifying import loss_floor
 from landscape.ensemble import Stack
 from landscape.errors import ProblemError
 from landscape.problem import Problem
-from landscape.stacking import build_stack, stack_key
+from landscape.stacking import build_stack, data_key, stack_key
 
 S, N = 5, 23
 EPS = {torch.float64: 1e-12, torch.float32: 3e-5}
@@ -46,6 +49,16 @@ def problems(name: str, loss: str, dtype: torch.dtype = torch.float64, decay: fl
                 module.running_mean.normal_()
         found.append(Problem(model.eval(), (x.to(dtype), y), loss, decay))
     return found
+
+
+def taught(loss: str, decay: float = 0.0) -> list[Problem]:
+    """Networks with the same inputs, each with targets of its own; of two the same."""
+    made = []
+    for i, problem in enumerate(problems("mlp", loss, decay=decay)):
+        torch.manual_seed(100 + i % (S - 1))
+        y = torch.rand(N, 2, dtype=torch.float64)
+        made.append(Problem(problem.model, (problem.data[0].clone(), y / y.sum(1, keepdim=True)), loss, decay))  # type: ignore[index]
+    return made
 
 
 def alone(problem: Problem) -> tuple[Tensor, Tensor, Tensor]:
@@ -87,6 +100,53 @@ def test_values_gradients_and_hessians_are_those_of_each_network_alone(name: str
         close(value[i], wanted[0], 1e-13)
         close(gradient[i], wanted[1], 1e-13)
         close(hessian[i], wanted[2], 1e-12)
+
+
+@pytest.mark.parametrize("decay", [0.0, 0.3])
+@pytest.mark.parametrize("loss", ["mse", "cross_entropy", "bce"])
+@pytest.mark.parametrize("cache", [100, 2**21])
+def test_targets_of_its_own_are_every_members_own(
+    loss: str, decay: float, cache: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for module in (ensemble, stacking):
+        monkeypatch.setattr(module, "CACHE_BYTES", cache)
+    monkeypatch.setattr(ensemble, "PIECE_BYTES", cache)
+    made = taught(loss, decay)
+    stack, theta = build_stack(made)
+    assert (len(stack.batches) > 1) == (cache == 100)
+    value, gradient, matrix = stack.gauss_newton(theta)
+    hessian, floors = stack.hessians(theta), loss_floor(stack, torch.arange(S))
+    for i, problem in enumerate(made):
+        wanted = alone(problem)
+        close(value[i], wanted[0], 1e-13)
+        close(gradient[i], wanted[1], 1e-13)
+        close(hessian[i], wanted[2], 1e-12)
+        single, point = build_stack([problem])
+        assert not single.own
+        close(matrix[i], single.gauss_newton(point)[2][0], 1e-13)
+        close(stack.saturation(theta)[i], single.saturation(point)[0], 1e-13)
+        close(floors[i], loss_floor(single, torch.arange(1))[0], 1e-45)
+    few = torch.tensor([3, 0, 3])
+    close(stack.of(few).values(theta[few]), value[few], 1e-14)
+    close(stack.values(theta[few], few), value[few], 1e-14)
+    sums = sum(stack.sums(theta, stack.others, b) for b in stack.batches)
+    close(sums / N + 0.5 * decay * theta.square().sum(1), value, 1e-14)
+
+
+def test_own_targets_are_for_regression_on_the_same_inputs() -> None:
+    first, second = taught("mse")[:2]
+    assert build_stack([first, first])[0].own == ()
+    assert build_stack([first, Problem(second.model, first.data, "mse")])[0].own == ()
+    moved = Problem(second.model, (second.data[0] + 1, second.data[1]), "mse")  # type: ignore[index]
+    inputs = first.data[0]  # type: ignore[index]
+    classes = [Problem(first.model, (inputs, torch.arange(N) % k), "cross_entropy") for k in (1, 2)]
+    custom = [Problem(p.model, p.data, lambda m, b: (m(b[0]).sum(), len(b[0]))) for p in (first, second)]
+    for different in ([first, moved], classes, custom):
+        with pytest.raises(ProblemError, match="different data"):
+            build_stack(different)
+    keys = {data_key(p, read_batches(p)) for p in (first, second)}
+    assert len(keys) == 1
+    assert len({data_key(p, read_batches(p)) for p in (first, moved, *classes, *custom)}) == 6
 
 
 @pytest.mark.parametrize("name", NETWORKS)
@@ -134,7 +194,7 @@ def test_chunks_of_members_and_samples_change_nothing(name: str, cache: int, mon
     made = problems(name, "mse")
     reference, theta = build_stack(made)
     wanted = (*reference.gauss_newton(theta), reference.hessians(theta), reference.values(theta))
-    for module in (ensemble, __import__("landscape.stacking").stacking):
+    for module in (ensemble, stacking):
         monkeypatch.setattr(module, "CACHE_BYTES", cache)
     monkeypatch.setattr(ensemble, "PIECE_BYTES", cache)
     stack, _ = build_stack(made)

@@ -155,6 +155,33 @@ def test_groups_are_the_seeds_of_a_width(tmp_path: Path) -> None:
     assert [len(g) for g in groups(plan(read_sweep(tmp_path / "s.toml")))] == [1] * 12
 
 
+@pytest.mark.parametrize("how", [{"optimiser": "adam"}, {"batch_size": 1000}, {"optimiser": "levenberg_marquardt"}])
+def test_students_of_several_teachers_are_trained_together(how: dict[str, Any], tmp_path: Path) -> None:
+    """Each on the targets of its own teacher: as one by one, or as a stack of that teacher's students."""
+    changes = {
+        "sweep": {"width": [2, 3], "teacher_seed": [4, 5, 6], "seed": [0, 1]},
+        "model": TEACHER["model"],
+        "data": {"name": "teacher", "target": "random", "inputs": "gaussian", "samples": 50, "neurons": 2},
+        "training": {"loss": "mse", "steps": 7, "batch_size": 16, "stacked": True, **DOUBLE, **how},
+    }
+    runs = runs_of(tmp_path, changes)
+    work = list(groups(runs))
+    assert [len(group) for group in work] == [6, 6]
+    for group in work:
+        train_stack(group, tmp_path / "together")
+        for teacher in (4, 5, 6):
+            train_stack([r for r in group if r.coordinates["teacher_seed"] == teacher], tmp_path / "apart")
+    for run in runs:
+        a, b = (read_checkpoint(tmp_path / kind / run.folder / "final.pt") for kind in ("together", "apart"))
+        assert a.header["data_settings"] == b.header["data_settings"]
+        assert a.header["data_settings"]["teacher_seed"] == run.coordinates["teacher_seed"]
+        for key, value in a.state.items():
+            assert torch.allclose(value, b.state[key], rtol=1e-6, atol=1e-9), key
+        loss = build_objective(load_problem(a).problem).value()
+        assert a.header["training"]["train_loss"] == pytest.approx(loss, rel=1e-9)
+        assert b.header["training"]["train_loss"] == pytest.approx(loss, rel=1e-6)
+
+
 def test_batch_statistics_cannot_be_stacked(tmp_path: Path) -> None:
     changes = {
         "model": {"name": "cnn", "batch_norm": True},

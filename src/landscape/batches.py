@@ -104,7 +104,8 @@ def read_batches(problem: Problem) -> list[Batch]:
     """All batches of the problem's data, after checking that a second pass gives the same ones.
 
     Raises:
-        ProblemError: no data, inputs and targets of different length, NaN in the data, two passes that differ.
+        ProblemError: no data, inputs and targets of different length, NaN in the data, two passes that differ,
+            targets that its loss cannot have.
     """
     data = problem.data
     if is_pair(data):
@@ -134,7 +135,23 @@ def read_batches(problem: Problem) -> list[Batch]:
         for tensor in tensors_of(batch):
             if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
                 raise ProblemError("the data contains NaN or Inf", "clean the data set, or mask these samples")
+    if problem.loss == "bce":
+        _check_binary(batches)
     return batches
+
+
+def _check_binary(batches: Sequence[Batch]) -> None:
+    """Outside of [0, 1] binary cross-entropy is defined, but has no lower bound."""
+    for batch in batches:
+        targets = batch[1] if isinstance(batch, tuple | list) and len(batch) == 2 else None
+        if not isinstance(targets, Tensor) or not targets.numel():
+            continue
+        least, most = float(targets.min()), float(targets.max())
+        if least < 0 or most > 1:
+            raise ProblemError(
+                f"loss 'bce' wants targets from 0 to 1; these lie between {least:g} and {most:g}",
+                "map them: (targets + 1) / 2 makes 0 and 1 of -1 and 1",
+            )
 
 
 def rechunk(batches: Sequence[Batch], size: int) -> list[Batch]:

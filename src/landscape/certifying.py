@@ -152,6 +152,7 @@ def certify_dense(
     negative = (eigenvalues < -tau * largest.unsqueeze(1)).sum(1).tolist()
     lowest, bounds = eigenvalues[:, 0].tolist(), bound.tolist()
     pairs = _merging_pairs(stack, symmetries, theta)
+    floors = loss_floor(stack, torch.arange(len(theta), device=theta.device) if rows is None else rows).tolist()
     certificates = []
     for i in range(len(theta)):
         row = {name: column[i] for name, column in numbers.items()}
@@ -166,7 +167,7 @@ def certify_dense(
                 dtype=str(theta.dtype).removeprefix("torch."),
                 full_data=full_data,
                 parameters=stack.parameters,
-                loss_floor=loss_floor(stack),
+                loss_floor=floors[i],
                 lambda_min=_around(lowest[i], bounds[i]),
                 lambda_min_beyond=_around(least, bounds[i]),
                 negative=negative[i],
@@ -197,13 +198,17 @@ def _least_beyond(
     return float(torch.linalg.eigvalsh(complement.mT @ matrix @ complement)[0]), counts
 
 
-def loss_floor(stack: Stack) -> float:
-    """A squared error that rounding makes in float64; 0 in float32, for other losses and with weight decay."""
+def loss_floor(stack: Stack, rows: Tensor) -> Tensor:
+    """Squared errors that rounding makes in float64, of the members `rows` [A]; 0 in float32, for other losses and with
+    weight decay."""
+    square = torch.zeros(len(rows), dtype=torch.float64, device=stack.device)
     if stack.loss_name != "mse" or stack.weight_decay or stack.dtype != torch.float64:
-        return 0.0
-    targets = [b[1] for b in stack.batches]
-    square = sum(float(t.double().square().sum()) for t in targets) / stack.count
-    return float((FLOOR * torch.finfo(stack.dtype).eps) ** 2 * square)
+        return square
+    for _, targets in stack.batches:
+        square += (
+            stack.others[targets][rows].square().flatten(1).sum(1) if stack.own else targets.double().square().sum()
+        )
+    return (FLOOR * torch.finfo(stack.dtype).eps) ** 2 * square / stack.count
 
 
 def _merging_pairs(stack: Stack, symmetries: Symmetries, theta: Tensor) -> list[Pair | None]:

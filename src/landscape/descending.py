@@ -196,12 +196,10 @@ class _Descending:
         self.theta = theta.clone()
         self.trajectories = [Trajectory() for _ in range(len(theta))]
         self.norms = RUNAWAY_NORM * theta.norm(dim=1).clamp(min=1)
-        self.limits = Limits(
-            gradient=way.gradient,
-            floor=max(loss_floor(stack) / 100, way.target) or -math.inf,
-            steps=way.steps,
-        )
         count = len(theta)
+        # One for all: with targets of their own, some members go on a little below theirs.
+        lowest = min(loss_floor(stack, torch.arange(count, device=theta.device)).tolist(), default=0.0)
+        self.limits = Limits(gradient=way.gradient, floor=max(lowest / 100, way.target) or -math.inf, steps=way.steps)
         self.value, self.gradient_inf = theta.new_full((count,), math.nan), theta.new_full((count,), math.nan)
         self.steps = torch.zeros(count, dtype=torch.long, device=theta.device)
         self.reason = torch.zeros_like(self.steps)

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from landscape.arithmetic import is_out_of_memory, strict_arithmetic
 from landscape.batches import length_of, rechunk
 from landscape.errors import ProblemError, UsageError
+from landscape.loss_curvature import curved
 from landscape.memory import release_cached, usable_bytes
 from landscape.parameters import Layout, trainable
 from landscape.problem import Batch, LossFunction
@@ -31,19 +32,21 @@ LIVE = {"value": 4, "gradient": 8, "product": 24}
 
 @dataclass(frozen=True, eq=False)
 class Stack:
-    """The objectives L_s(θ_s) of S networks of one architecture over the same data.
+    """The objectives L_s(θ_s) of S networks of one architecture over the same inputs.
 
     Attributes:
         model: their architecture, in eval mode, on the device, in `dtype`; its own numbers are never read.
         loss: `loss(model, batch) -> (sum, count)`; loss_name: of a built-in one, None for a callable.
-        batches: the data, shared by all.
+        batches: the data, shared by all. Where every member has targets of its own, (inputs, name) with the targets
+            [S, n, ...] under that name in `others`.
         layout: order and shapes of a member's trainable parameters.
-        others: buffers and frozen parameters by name, [S, ...] each.
+        others: buffers, frozen parameters and own targets by name, [S, ...] each.
         count: Σ counts over all batches.
         weight_decay: coefficient of ½‖θ‖².
         members: S.
         unit_bytes: size of the largest activation of one member and one sample, for choosing chunks.
         limit: bytes the whole process may use; None: a share of what is free.
+        own: names of own targets.
     """
 
     model: nn.Module
@@ -57,6 +60,7 @@ class Stack:
     members: int
     unit_bytes: int
     limit: int | None = None
+    own: tuple[str, ...] = ()
 
     @property
     def device(self) -> torch.device:
@@ -138,9 +142,9 @@ class Stack:
 
         def chunk(part: Tensor, others: dict[str, Tensor]) -> Tensor:
             out = part.new_zeros(len(part), 1 + p + p * p)
-            for piece in rechunk(self.batches, samples):
-                outputs, jacobian = self._jacobian(part, others, piece[0])
-                total, slope, root = _curved(self.loss_name, outputs, piece[1])
+            for inputs, targets in self._samples(others, samples):
+                outputs, jacobian = self._jacobian(part, others, inputs)
+                total, slope, root = curved(self.loss_name, outputs, targets)
                 j = jacobian.flatten(1, 2)
                 out[:, 0] += total
                 out[:, 1 : 1 + p] += (slope.flatten(1).unsqueeze(1) @ j).squeeze(1)
@@ -178,7 +182,7 @@ class Stack:
                 leaf = part.detach().requires_grad_()
 
                 def along(flat: Tensor, mine: dict[str, Tensor], batch: Batch = batch, sign: Tensor = sign) -> Tensor:
-                    z: Tensor = torch.func.functional_call(self.model, self._named(flat, mine), (batch[0],))
+                    z: Tensor = torch.func.functional_call(self.model, self.named(flat, mine), (batch[0],))
                     return (sign * z).sum()
 
                 sums = torch.func.vmap(along)(leaf, others).sum()
@@ -187,22 +191,29 @@ class Stack:
 
         return self._chunked(theta, rows, "gradient", chunk) / self.count
 
+    def sums(self, leaf: Tensor, others: dict[str, Tensor], batch: Batch) -> Tensor:
+        """Loss sums [A] on one of the batches with their graph to `leaf` Θ[A, P]; others: of these members."""
+        found: Tensor = torch.func.vmap(self._total(batch))(leaf, others)
+        return found
+
     def minibatch_sums(
         self, leaf: Tensor, others: dict[str, Tensor], inputs: Tensor, targets: Tensor, *, shared: bool
     ) -> Tensor:
-        """Loss sums [A] with their graph to `leaf` Θ[A, P], each member on its own minibatch [A, n, …], or all on
-        one [n, …] that is `shared`."""
+        """As `sums`, each member on its own minibatch [A, n, …], or all on inputs [n, …] that are `shared`, with
+        targets [n, …], or [A, n, …] if members have their own."""
 
         def one(flat: Tensor, mine: dict[str, Tensor], x: Tensor, y: Tensor) -> Tensor:
             return self._total((x, y))(flat, mine)
 
-        axis = None if shared else 0
-        sums: Tensor = torch.func.vmap(one, in_dims=(0, 0, axis, axis))(leaf, others, inputs, targets)
-        return sums
+        axes = (0, 0, None if shared else 0, None if shared and not self.own else 0)
+        found: Tensor = torch.func.vmap(one, in_dims=axes)(leaf, others, inputs, targets)
+        return found
 
     @cached_property
     def least_squares_like(self) -> bool:
         """Whether Gauss–Newton matrices can be made: a built-in loss over pairs of tensors."""
+        if self.own:  # of built-in losses, floating-point
+            return self.loss_name is not None
         if self.loss_name is None or not all(
             isinstance(b, tuple | list) and len(b) == 2 and all(isinstance(t, Tensor) for t in b) for b in self.batches
         ):
@@ -238,16 +249,31 @@ class Stack:
 
     # ---- one member, one batch ---------------------------------------------------------------------------------
 
-    def _named(self, flat: Tensor, others: dict[str, Tensor]) -> dict[str, Tensor]:
-        return dict(zip(self.layout.names, self.layout.unflatten(flat), strict=True)) | others
+    def named(self, flat: Tensor, others: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Everything that a member's network computes with, by name: θ [P] and its `others`."""
+        buffers = {name: t for name, t in others.items() if name not in self.own}
+        return dict(zip(self.layout.names, self.layout.unflatten(flat), strict=True)) | buffers
+
+    def _whole(self, batch: Batch, others: dict[str, Tensor]) -> Batch:
+        """A batch with the own targets of a member, or of several, in place of their name; a minibatch has them."""
+        return (batch[0], others[batch[1]]) if self.own and isinstance(batch[1], str) else batch
+
+    def _samples(self, others: dict[str, Tensor], size: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """Inputs and targets of at most `size` samples; own targets of the members of `others` [A, n, ...]."""
+        if not self.own:
+            yield from rechunk(self.batches, size)
+            return
+        for batch in self.batches:
+            inputs, targets = self._whole(batch, others)
+            yield from zip(torch.split(inputs, size), torch.split(targets, size, dim=1), strict=True)
 
     def _total(self, batch: Batch) -> Callable[[Tensor, dict[str, Tensor]], Tensor]:
         """(θ [P], others) -> the loss summed over the batch."""
         holder = _Holder(self.model, self.loss)
 
         def total(flat: Tensor, others: dict[str, Tensor]) -> Tensor:
-            named = {f"model.{k}": v for k, v in self._named(flat, others).items()}
-            answer: Tensor = torch.func.functional_call(holder, named, (batch,))
+            named = {f"model.{k}": v for k, v in self.named(flat, others).items()}
+            answer: Tensor = torch.func.functional_call(holder, named, (self._whole(batch, others),))
             return answer
 
         return total
@@ -256,7 +282,7 @@ class Stack:
         """Outputs [A, n, O] and Jacobians [A, n, O, P]: reverse mode, sample by sample under vmap."""
 
         def one(flat: Tensor, mine: dict[str, Tensor], x: Tensor) -> tuple[Tensor, Tensor]:
-            z = torch.func.functional_call(self.model, self._named(flat, mine), (x.unsqueeze(0),)).reshape(-1)
+            z = torch.func.functional_call(self.model, self.named(flat, mine), (x.unsqueeze(0),)).reshape(-1)
             return z, z
 
         jacobian = torch.func.jacrev(one, has_aux=True)
@@ -354,35 +380,6 @@ class _Holder(nn.Module):
 
     def forward(self, batch: Batch) -> Tensor:
         return self._loss(self.model, batch)[0]
-
-
-def _curved(name: str | None, outputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
-    """Of the summed loss of outputs z [A, n, O]: value [A], slope ∂ℓ/∂z, and R [A, n, O, O] with RᵀR = ∂²ℓ/∂z².
-
-    R is None for mse, whose ∂²ℓ/∂z² is 2.
-    """
-    n, o = outputs.shape[1:]
-    if name == "mse":
-        residual = outputs - targets.reshape(n, o).to(outputs.dtype)
-        return residual.square().sum((1, 2)), 2 * residual, None
-    if name == "bce":
-        wanted = targets.reshape(n, o).to(outputs.dtype)
-        p = torch.sigmoid(outputs)
-        value = nn.functional.binary_cross_entropy_with_logits(
-            outputs, wanted.expand_as(outputs), reduction="none"
-        ).sum((1, 2))
-        return value, p - wanted, torch.diag_embed((p * (1 - p)).sqrt())
-    if targets.is_floating_point():
-        wanted = targets.to(outputs.dtype)
-    else:
-        wanted = nn.functional.one_hot(targets.reshape(n).long().clamp(min=0), o).to(outputs.dtype)
-        wanted = wanted * (targets.reshape(n, 1) != -100)
-    log_p = torch.log_softmax(outputs, -1)
-    p, mass = log_p.exp(), wanted.sum(-1, keepdim=True)
-    root = p.sqrt()
-    # (diag √p − √p pᵀ) squares to diag p − p pᵀ.
-    factor = torch.diag_embed(root) - root.unsqueeze(-1) * p.unsqueeze(-2)
-    return -(wanted * log_p).sum((1, 2)), mass * p - wanted, factor * mass.sqrt().unsqueeze(-1)
 
 
 def _unstackable(error: Exception) -> Exception:

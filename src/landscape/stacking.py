@@ -9,11 +9,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from landscape.batches import length_of, rechunk, take
+from landscape.batches import fingerprint, length_of, read_batches, rechunk, take
 from landscape.ensemble import CACHE_BYTES, Stack
+from landscape.errors import ProblemError
 from landscape.objective import Objective, build_objective
 from landscape.parameters import trainable
-from landscape.problem import Problem
+from landscape.problem import Batch, Problem
 
 
 def stack_key(problem: Problem) -> tuple[Any, ...]:
@@ -46,14 +47,15 @@ def build_stack(
     memory: int | None = None,
     objective: Objective | None = None,
 ) -> tuple[Stack, Tensor]:
-    """The stack of several problems with equal architecture and the data of the first, and their θ [S, P].
+    """The stack of several problems with equal architecture and equal `data_key`, and their θ [S, P].
 
     Args:
         problems: left untouched; their `stack_key` must agree.
-        objective: of the first problem, if the caller has built it.
+        objective: of the first problem, if the caller has built it; its data are then those of all.
 
     Raises:
-        ProblemError, NumericalError: as `build_objective`, for the first problem.
+        ProblemError, NumericalError: as `build_objective`, for the first problem. ProblemError: the data of the others
+            cannot go into one stack with those of the first.
     """
     first = problems[0]
     made = build_objective(first, device=device, dtype=dtype) if objective is None else objective
@@ -65,6 +67,9 @@ def build_stack(
     loss_name = first.loss if isinstance(first.loss, str) else None
     unit = unit_bytes(made)
     batches = rechunk(made.batches, max(1, CACHE_BYTES // unit)) if made.cuttable else made.batches
+    own = _own_targets(problems, batches) if objective is None else {}
+    if own:
+        batches = [(batch[0], name) for batch, name in zip(batches, own, strict=True)]
     # `functional_call` swaps the tensors; those of the template only say shapes.
     stack = Stack(
         model,
@@ -72,14 +77,44 @@ def build_stack(
         loss_name,
         batches,
         made.layout,
-        others,
+        others | own,
         made.count,
         made.weight_decay,
         len(problems),
         unit,
         memory,
+        tuple(own),
     )
     return stack, theta
+
+
+def data_key(problem: Problem, batches: Sequence[Batch]) -> str:
+    """Equal for problems whose data, its `batches`, can go into one stack: the same, or with other regression targets
+    for the same inputs."""
+    if isinstance(problem.loss, str) and all(_is_regression(b) for b in batches):
+        batches = [(inputs, torch.zeros_like(targets)) for inputs, targets in batches]
+    return fingerprint(batches)
+
+
+def _is_regression(batch: Batch) -> bool:
+    pair = isinstance(batch, tuple | list) and len(batch) == 2 and all(isinstance(t, Tensor) for t in batch)
+    return pair and bool(batch[1].is_floating_point())
+
+
+def _own_targets(problems: Sequence[Problem], batches: Sequence[Batch]) -> dict[str, Tensor]:
+    """Targets [S, n, ...] of every one of the `batches`, by name, where those of the problems differ; else nothing."""
+    read = {id(p.data): p for p in problems}
+    if len(read) == 1:
+        return {}
+    data = {key: read_batches(p) for key, p in read.items()}
+    if len({fingerprint(found) for found in data.values()}) == 1:
+        return {}
+    if len({data_key(read[key], found) for key, found in data.items()}) > 1:
+        raise ProblemError("the networks of one stack have different data", "analyse them one by one")
+    targets = {key: torch.cat([b[1] for b in found]).to(batches[0][1]) for key, found in data.items()}
+    every = torch.stack([targets[id(p.data)] for p in problems])
+    parts = torch.split(every, [length_of(b) for b in batches], dim=1)
+    return {f"targets of batch {k}": part for k, part in enumerate(parts)}
 
 
 def _tensors(model: nn.Module, device: torch.device, dtype: torch.dtype) -> dict[str, Tensor]:

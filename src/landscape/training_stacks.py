@@ -1,4 +1,4 @@
-"""Training of all seeds of a width as one stack: first order on minibatches, or down to certified points.
+"""Training of all networks of a width as one stack: first order on minibatches, or down to certified points.
 
 A member's minibatches come from its own seed, and no sum runs over members; but the last bit of a matrix product
 depends on where a member lies in memory. So a stack whose files are missing in part is trained anew as a whole, and
@@ -44,12 +44,14 @@ from landscape.training import (
 
 # Members of a stack, at most: what is lost when the command is killed.
 MOST = 128
+# What may differ within a stack: where θ starts, and the targets of a random teacher.
+REPLICATES = ("seed", "teacher_seed")
 # Called with (stage, steps done).
 Progress = Callable[[str, int], None]
 
 
 def groups(runs: Sequence[Run]) -> Iterator[list[Run]]:
-    """Runs that go together, in the order of the sweep: seeds of equal settings, or one alone."""
+    """Runs that go together, in the order of the sweep: seeds and teachers of equal settings, or one alone."""
     group: list[Run] = []
     for run in runs:
         if group and (not run.training.together or len(group) == MOST or not _alike(group[0], run)):
@@ -61,8 +63,15 @@ def groups(runs: Sequence[Run]) -> Iterator[list[Run]]:
 
 
 def _alike(a: Run, b: Run) -> bool:
-    first, second = ({k: v for k, v in r.coordinates.items() if k != "seed"} for r in (a, b))
-    return first == second and dataclasses.replace(a, coordinates={}) == dataclasses.replace(b, coordinates={})
+    """Whether two runs differ in replicates only."""
+    return _told(a) == _told(b)
+
+
+def _told(run: Run) -> tuple[Run, dict[str, Any], dict[str, Any]]:
+    """All of a run but its replicates."""
+    places = {k: v for k, v in run.coordinates.items() if k not in REPLICATES}
+    data = {k: v for k, v in dataclasses.asdict(run.data_settings).items() if k not in REPLICATES}
+    return dataclasses.replace(run, coordinates={}, data_settings=None), places, data
 
 
 def train_stack(
@@ -108,7 +117,7 @@ class _Stacked:
         self.there = there  # members whose files are not to be written again
         self.how: Training = schedule_of(runs[0])
         dtype: torch.dtype = getattr(torch, self.how.dtype)
-        self.data: Dataset = in_dtype(load_data(runs[0].data, dataclasses.asdict(runs[0].data_settings)), dtype)
+        self.data = _data_of(runs, dtype)
         self.models = [
             build_model(r.model, dataclasses.asdict(r.model_settings), int(r.coordinates["seed"])).to(dtype)
             for r in runs
@@ -118,7 +127,8 @@ class _Stacked:
                 f"{runs[0].label}: batch statistics and dropout of training mode cannot be stacked",
                 "leave stacked and the second-order optimisers out, or write batch_norm = false",
             )
-        problems = [Problem(m, self.data.train, self.how.loss, self.how.weight_decay) for m in self.models]
+        pairs = zip(self.models, self.data, strict=True)
+        problems = [Problem(model, data.train, self.how.loss, self.how.weight_decay) for model, data in pairs]
         self.stack, self.theta = build_stack(problems, dtype=dtype)
         self.steps = [0] * len(runs)
         self.errors: dict[int, NumericalError] = {}
@@ -180,7 +190,9 @@ class _Stacked:
         self.halves[i] = path.second_half
 
     def _first_order(self) -> None:
-        how, (inputs, targets) = self.how, self.data.train
+        how, (inputs, targets) = self.how, self.data[0].train
+        if self.stack.own:
+            targets = torch.stack([data.train[1] for data in self.data])
         alive = list(range(len(self.runs)))
         batches = [minibatches(len(inputs), how.batch_size, shuffler(int(r.coordinates["seed"]))) for r in self.runs]
         leaf = self.theta.clone().requires_grad_()
@@ -230,14 +242,15 @@ class _Stacked:
         if i in self.there:
             return
         run, model = self.runs[i], self._at(i, theta)
-        write_run_file(run, self.out / run.folder / file_name(step), model, measure(model, self.data, self.how, step))
+        measured = measure(model, self.data[i], self.how, step)
+        write_run_file(run, self.out / run.folder / file_name(step), model, measured)
 
     def _finish(self, i: int, certificate: Certificate | None) -> Trained | NumericalError:
         from landscape.identity import plain
 
         run, model = self.runs[i], self._at(i, self.theta[i])
         try:
-            measured = measure(model, self.data, self.how, self.steps[i])
+            measured = measure(model, self.data[i], self.how, self.steps[i])
         except NumericalError:
             return self._diverged(i, self.steps[i])
         found: Mapping[str, Any] | None = None if certificate is None else plain(certificate.as_dict())
@@ -249,16 +262,28 @@ class _Stacked:
         return Trained(run, path, **values, skipped=False, seconds=0.0, verdict=verdict)
 
 
+def _data_of(runs: Sequence[Run], dtype: torch.dtype) -> list[Dataset]:
+    """Of every run; the same object for runs with the same."""
+    made: dict[str, Dataset] = {}
+    for run in runs:
+        settings = dataclasses.asdict(run.data_settings)
+        if repr(settings) not in made:
+            made[repr(settings)] = in_dtype(load_data(run.data, settings), dtype)
+    return [made[repr(dataclasses.asdict(run.data_settings))] for run in runs]
+
+
 def _losses(
     stack: Stack, leaf: Tensor, alive: list[int], inputs: Tensor, targets: Tensor, rows: list[Tensor | slice]
 ) -> Tensor:
-    """Mean losses of every member's own minibatch [A], with their graph."""
+    """Mean losses of every member's own minibatch [A], with their graph; targets [N, ...], or own ones [S, N, ...]."""
     others = {name: t[torch.tensor(alive)] for name, t in stack.others.items()}
+    mine = targets[torch.tensor(alive)] if stack.own else targets
     if isinstance(rows[0], slice):
-        totals = stack.minibatch_sums(leaf, others, inputs, targets, shared=True)
+        totals = stack.minibatch_sums(leaf, others, inputs, mine, shared=True)
         return totals / len(inputs)
     index = torch.stack([r for r in rows if isinstance(r, Tensor)])
-    return stack.minibatch_sums(leaf, others, inputs[index], targets[index], shared=False) / index.shape[1]
+    drawn = torch.stack([y[i] for y, i in zip(mine, index, strict=True)]) if stack.own else mine[index]
+    return stack.minibatch_sums(leaf, others, inputs[index], drawn, shared=False) / index.shape[1]
 
 
 def _fewer(

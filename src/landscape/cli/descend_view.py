@@ -13,7 +13,7 @@ from typing import Any
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
-from landscape.cli.spectrum_view import short_names
+from landscape.cli.spectrum_view import bracketed, short_names
 from landscape.cli.terminal import plain, print_warning, stdout
 from landscape.results import Descended, Provenance
 
@@ -161,10 +161,12 @@ def print_many(shown: list[Shown]) -> None:
         table.add_column(title, justify="right", no_wrap=True)
     for one, name in zip(shown, short_names([s.provenance.checkpoint for s in shown]), strict=True):
         r = one.result
-        numbers = (f"{r.loss:.4g}", f"{r.gradient_inf:.0e}", f"{r.lambda_min_beyond:.2g}", f"{r.lambda_max:.3g}")
+        lowest = bracketed(r.lambda_min_beyond, r.lambda_min_beyond_low, r.lambda_min_beyond_high)
+        numbers = (f"{r.loss:.4g}", f"{r.gradient_inf:.0e}", lowest, f"{r.lambda_max:.3g}")
         table.add_row(name, r.verdict, *numbers, str(r.steps))
     stdout.print(table)
     counts = Counter(one.result.verdict for one in shown)
     stdout.print("verdicts: " + ", ".join(f"{k} {name}" for name, k in counts.most_common()), soft_wrap=True)
-    stdout.print("lowest, largest: eigenvalues, the lowest beyond the zero modes of named symmetries.")
+    stdout.print("lowest, largest: eigenvalues, the lowest beyond the zero modes of named symmetries;")
+    stdout.print("0.123(4) is 0.123 ± 0.004, [a, b] an interval that holds zero.")
     stdout.print(f"{len(shown)} checkpoints written, the first is {shown[0].written}", soft_wrap=True)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from landscape.cli import options as common
-from landscape.cli.terminal import flush, plain, print_error, print_note
+from landscape.cli.terminal import flush, plain, print_error, print_json_error, print_note
 from landscape.errors import BatchError, LandscapeError, ProblemError
 
 if TYPE_CHECKING:
@@ -48,6 +48,8 @@ def doctor(
             try:
                 diagnosis = _diagnose(str(path), arguments, tuple(allow_global or ()), device, seed, samples, quiet)
             except LandscapeError as error:
+                if as_json:
+                    print_json_error(str(path), error)
                 if len(paths) == 1:
                     raise
                 error.message = f"{path}: {error.message}"

@@ -12,7 +12,7 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from landscape.cli.loop import Shown
-from landscape.cli.spectrum_view import short_names
+from landscape.cli.spectrum_view import bracketed, short_names
 from landscape.cli.terminal import plain, print_warning, stdout
 from landscape.result_escapes import Escaped
 
@@ -146,8 +146,10 @@ def _side_table(r: Escaped) -> Table:
         table.add_column(title, justify="right", no_wrap=True)
     table.add_column("where", no_wrap=True)
     for i in range(len(r.side)):
-        numbers = (r.side_step[i], r.side_gain[i], r.side_loss[i], r.side_lambda_min[i], r.side_norm[i])
-        table.add_row(str(r.side[i]), *("-" if math.isnan(x) else f"{x:.3g}" for x in numbers), str(r.side_verdict[i]))
+        numbers = (r.side_step[i], r.side_gain[i], r.side_loss[i], r.side_norm[i])
+        step, gain, reached, norm = ("-" if math.isnan(x) else f"{x:.3g}" for x in numbers)
+        lowest = bracketed(r.side_lambda_min[i], r.side_lambda_min_low[i], r.side_lambda_min_high[i])
+        table.add_row(str(r.side[i]), step, gain, reached, lowest, norm, str(r.side_verdict[i]))
     return table
 
 
@@ -161,7 +163,8 @@ def print_many(shown: list[Shown[Escaped]]) -> None:
     table.add_column("end", no_wrap=True)
     for one, name in zip(shown, short_names([s.provenance.checkpoint for s in shown]), strict=True):
         r = one.result
-        numbers = (f"{r.loss:.4g}", f"{r.loss_after:.4g}", f"{r.gradient_inf:.0e}", f"{r.lambda_min:.2g}")
+        lowest = bracketed(r.lambda_min, r.lambda_min_low, r.lambda_min_high)
+        numbers = (f"{r.loss:.4g}", f"{r.loss_after:.4g}", f"{r.gradient_inf:.0e}", lowest)
         table.add_row(name, r.verdict, *numbers, r.end_verdict or "-")
     stdout.print(table)
     counts = Counter(one.result.verdict for one in shown)

@@ -55,7 +55,8 @@ def export(
     from landscape.exports import FORMATS as MADE
 
     name = _chosen(kind, out)
-    paths = find_results(results, tuple(PATTERNS) if MADE[name].every else ("slice",))
+    every = MADE[name].every
+    paths = find_results(results, tuple(PATTERNS) if every else ("slice",), mixed=every)
     targets = _targets(paths, out, MADE[name].suffix)
     for target in targets:
         _refuse(target, force)

@@ -20,25 +20,25 @@ WORDS = {"spectrum": "spectra", "slice": "slices", "check": "decided claims"}
 SHOWN = ("x", "y", "plane", "quantile", "direction", "mark", "tensor")
 
 
-def find_results(names: list[str], kinds: Sequence[str] = tuple(PATTERNS)) -> list[Path]:
+def find_results(names: list[str], kinds: Sequence[str] = tuple(PATTERNS), mixed: bool = False) -> list[Path]:
     """Files named by paths, globs and folders, each once, in the order named.
 
-    In folders, those of the first of `kinds` that is there.
+    In folders, those of the first of `kinds` that is there; of all of them if they may be `mixed`.
     """
     paths: dict[Path, Path] = {}
     for name in names:
-        for path in _expand(name, kinds):
+        for path in _expand(name, kinds, mixed):
             paths.setdefault(path.resolve(), path)
     return list(paths.values())
 
 
-def _expand(name: str, kinds: Sequence[str]) -> list[Path]:
+def _expand(name: str, kinds: Sequence[str], mixed: bool) -> list[Path]:
     path = Path(name)
     pattern = PATTERNS[kinds[0]]
     if not path.exists() and glob.has_magic(name):
         matches = [Path(match) for match in sorted(glob.glob(name, recursive=True))]
         files = [match for match in matches if match.is_file()]
-        files = files or _below(matches, kinds)
+        files = files or _below(matches, kinds, mixed)
         if not files:
             raise UsageError(
                 f"No file matches {name!r}.",
@@ -46,7 +46,7 @@ def _expand(name: str, kinds: Sequence[str]) -> list[Path]:
             )
         return files
     if path.is_dir():
-        files = _below([path], kinds)
+        files = _below([path], kinds, mixed)
         if not files:
             raise UsageError(
                 f"The folder {name} holds no {WORDS[kinds[0]]} (no {pattern} in it or below).",
@@ -56,13 +56,14 @@ def _expand(name: str, kinds: Sequence[str]) -> list[Path]:
     return [path]
 
 
-def _below(folders: list[Path], kinds: Sequence[str]) -> list[Path]:
-    """Results in folders: of the first kind of which there is one."""
+def _below(folders: list[Path], kinds: Sequence[str], mixed: bool) -> list[Path]:
+    """Results in folders: of the first kind of which there is one, or of all kinds."""
+    found: list[Path] = []
     for kind in kinds:
-        files = [file for folder in folders for file in sorted(folder.rglob(PATTERNS[kind]))]
-        if files:
-            return files
-    return []
+        found += [file for folder in folders for file in sorted(folder.rglob(PATTERNS[kind]))]
+        if found and not mixed:
+            return found
+    return found
 
 
 def read_stored(path: Path, purpose: str, whole: bool = False) -> StoredResult:

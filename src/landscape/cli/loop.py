@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 import typer
 
 from landscape.cli.jobs import Job, Source, load_job
-from landscape.cli.terminal import flush, print_error, print_note, raise_failures
+from landscape.cli.terminal import flush, print_error, print_json_error, print_note, raise_failures
 from landscape.errors import LandscapeError, NumericalError
 
 if TYPE_CHECKING:
@@ -82,6 +82,8 @@ def run_command(
                     shown.append(_one(command, job, force, quiet))
                 except LandscapeError as error:
                     failures.append(error)
+                    if as_json:
+                        print_json_error(str(path), error)
                     if len(paths) > 1:
                         print_error(type(error)(f"{path}: {error.message}", error.hint))
                     continue

@@ -64,7 +64,7 @@ def plot(
     paths = find_results(results, ("slice",) if as_page else tuple(PATTERNS))
     if out is not None and not out.is_dir():
         _check_suffix(out) if as_page else check_format(out.suffix)
-    found = [read_stored(path, "figures are drawn") for path in paths]
+    found = _whole(paths)
     kinds = sorted({result.group for result in found})
     if len(kinds) > 1:
         raise UsageError(
@@ -77,6 +77,24 @@ def plot(
     refuse_foreign(target, force)
     _write(target, _page(found[0]) if as_page else _rendered(found, by, target))
     typer.echo(target)
+
+
+def _whole(paths: list[Path]) -> list[StoredResult]:
+    """The results; without those of checkpoints that failed, which have next to no numbers.
+
+    Raises:
+        UsageError: all of them failed.
+    """
+    found = []
+    for path in paths:
+        stored = read_stored(path, "figures are drawn")
+        if stored.provenance.status == "failed":
+            print_warning(f"{path} is what a failed command left behind; it is not drawn")
+        else:
+            found.append(stored)
+    if not found:
+        raise UsageError("there is nothing to draw", "repeat the command that failed: it says what is wrong")
+    return found
 
 
 def _check_suffix(out: Path) -> None:

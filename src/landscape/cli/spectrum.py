@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,7 +14,7 @@ import typer
 from landscape.cli import options as common
 from landscape.cli import worker
 from landscape.cli.jobs import Source, load_job
-from landscape.cli.terminal import flush, print_error, print_note, print_warning, raise_failures
+from landscape.cli.terminal import flush, print_error, print_json_error, print_note, print_warning, raise_failures
 from landscape.errors import BatchError, LandscapeError, NumericalError, RanksError, UsageError
 
 if TYPE_CHECKING:
@@ -140,7 +141,7 @@ def _run_workers(request: _Request, paths: list[Path], places: list[Path], worke
 
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise UsageError("--workers and torchrun do not go together", "leave --workers out: torchrun shares the data")
-    shown, failures = _in_workers(request, paths, places, workers)
+    shown, failures = _in_workers(request, paths, places, workers, as_json)
     for one in shown if as_json else ():
         print_json(one)
     _conclude(shown, failures, len(paths), as_json)
@@ -165,6 +166,8 @@ def _run_here(request: _Request, paths: list[Path], places: list[Path], as_json:
                 raise
             except LandscapeError as error:
                 failures.append(error)
+                if as_json and first:
+                    print_json_error(str(path), error)
                 if len(paths) > 1 and first:
                     error.message = f"{path}: {error.message}"
                     print_error(error)
@@ -233,14 +236,20 @@ def compute_or_reuse(request: _Request, path: Path, place: Path) -> tuple[Spectr
         made = provenance(result, "complete")
         if ranks.rank == 0:
             write_result(place, result, made, force=request.force)
-            warn(result, str(path))
+            warn(result, str(path), request.settings)
     return result, made
 
 
-def warn(result: Spectrum, label: str) -> None:
+def warn(result: Spectrum, label: str, settings: SpectrumSettings) -> None:
     """A `warning:` line for everything that the user should not overlook."""
-    for end, converged in (("largest", result.top_converged), ("smallest", result.bottom_converged)):
+    ends = (("largest", result.top_converged, settings.top), ("smallest", result.bottom_converged, settings.bottom))
+    for end, converged, asked in ends:
         missing = int((~converged.astype(bool)).sum())
+        if len(converged) < min(asked, result.parameters):
+            print_warning(
+                f"{label}: {len(converged)} of the {asked} {end} eigenvalues were seen before the products were spent; "
+                "raise --max-products"
+            )
         if missing:
             print_warning(
                 f"{label}: {missing} of the {len(converged)} {end} eigenvalues have not converged; "
@@ -251,7 +260,7 @@ def warn(result: Spectrum, label: str) -> None:
 
 
 def _in_workers(
-    request: _Request, paths: list[Path], places: list[Path], workers: int
+    request: _Request, paths: list[Path], places: list[Path], workers: int, as_json: bool
 ) -> tuple[list[Any], list[LandscapeError]]:
     """Each checkpoint in a process of its own; what they wrote is read back from the files."""
     from landscape.cli.spectrum_view import Shown
@@ -275,6 +284,10 @@ def _in_workers(
             how = f"killed by signal {-outcome.exit_code}" if outcome.killed else f"exit code {outcome.exit_code}"
             failures.append(LandscapeError(f"{outcome.task.label} failed ({how})"))
             print_error(failures[-1])
+            if as_json and not outcome.stdout:  # it was killed
+                print_json_error(outcome.task.label, failures[-1])
+            elif as_json:
+                sys.stdout.write(outcome.stdout)
     return shown, failures
 
 

@@ -147,6 +147,14 @@ def concise(value: float, error: float) -> str:
     return f"{mantissa}({last})e{int(power)}"
 
 
+def bracketed(value: float, low: float, high: float) -> str:
+    """A value in the middle of a narrow interval, as 3.3617(2); else the interval itself."""
+    error = max(high - value, value - low)
+    if math.isfinite(value) and math.isfinite(error) and error >= abs(value):
+        return f"[{low:.2g}, {high:.2g}]"
+    return concise(value, error)
+
+
 def _count(r: Spectrum, i: int) -> str:
     low, high = int(r.negative_count_low[i]), int(r.negative_count_high[i])
     return str(low) if low == high else f"{low}..{high}"

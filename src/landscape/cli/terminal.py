@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import sys
 from collections.abc import Sequence
@@ -25,6 +26,13 @@ def print_error(error: LandscapeError) -> None:
 def print_warning(message: str) -> None:
     """A `warning:` line; never silenced."""
     stderr.print(f"warning: {message}")
+
+
+def print_json_error(checkpoint: str, error: LandscapeError) -> None:
+    """With --json: the object of a checkpoint that failed, so that there is a line for every one."""
+    found = {"checkpoint": checkpoint, "error": error.message, "hint": error.hint, "exit_code": error.exit_code}
+    sys.stdout.write(json.dumps(found) + "\n")
+    sys.stdout.flush()
 
 
 def print_note(message: str, quiet: bool = False) -> None:

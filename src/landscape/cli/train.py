@@ -108,8 +108,10 @@ def _steps_of(run: Run) -> int:
 def _label(group: list[Run]) -> str:
     if len(group) == 1:
         return group[0].label
-    shared = [f"{k}={v}" for k, v in group[0].coordinates.items() if k != "seed"]
-    return " ".join([*shared, f"{len(group)} seeds"])
+    first = group[0].coordinates
+    shared = [f"{k}={v}" for k, v in first.items() if all(run.coordinates[k] == v for run in group)]
+    alike = all(run.data_settings == group[0].data_settings for run in group)
+    return " ".join([*shared, f"{len(group)} {'seeds' if alike else 'networks'}"])
 
 
 def _train_group(

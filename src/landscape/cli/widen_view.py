@@ -12,7 +12,7 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from landscape.cli.loop import Shown
-from landscape.cli.spectrum_view import short_names
+from landscape.cli.spectrum_view import concise, short_names
 from landscape.cli.terminal import plain, print_warning, stdout
 from landscape.result_escapes import Widened
 
@@ -149,12 +149,18 @@ def _row(r: Widened, i: int) -> list[str]:
         str(r.split[i]),
         f"{foretold(int(r.predicted_negative[i]))} / {r.measured_negative[i]}",
         f"{foretold(int(r.predicted_zero[i]))} / {r.measured_zero[i]}",
-        f"{r.lambda_min[i]:.4g}" if abs(r.lambda_min[i]) > r.lambda_error[i] else "0",
+        _lowest(r, i),
     ]
     if r.followed and r.escape_loss is not None and r.escape_verdict is not None:
         loss = float(r.escape_loss[i])
         row += ["none", "-"] if math.isnan(loss) else [str(r.escape_verdict[i]), f"{loss:.4g}"]
     return row
+
+
+def _lowest(r: Widened, i: int) -> str:
+    """The lowest eigenvalue of a split with its error in the last digit; 0 within that error."""
+    value, error = float(r.lambda_min[i]), float(r.lambda_error[i])
+    return concise(value, error) if abs(value) > error else "0"
 
 
 def print_many(shown: list[Shown[Widened]]) -> None:
@@ -171,8 +177,7 @@ def print_many(shown: list[Shown[Widened]]) -> None:
         after = "-"
         if r.escape_loss is not None and np.isfinite(r.escape_loss).any():
             after = f"{np.nanmin(r.escape_loss):.3g}"
-        lowest = int(r.lambda_min.argmin())
-        least = f"{r.lambda_min[lowest]:.3g}" if abs(r.lambda_min[lowest]) > r.lambda_error[lowest] else "0"
+        least = _lowest(r, int(r.lambda_min.argmin()))
         cells = (f"{r.loss:.4g}", f"{opened}, {right} of {total}", least, after)
         table.add_row(name, r.point_verdict, *cells)
     stdout.print(table)

@@ -174,6 +174,7 @@ def _redrawn(
     layer = hidden_layers(problems[0].model)[0].layer
     every = []
     for numbers in together(problems):
+        teachers = [t for t in (teacher_of(starts[i]) for i in numbers) if t is not None]
         fresh = [
             [_fresh(starts[i], means.seed + 10_000 + 1000 * i + k) for k in range(means.scale.redraws)] for i in numbers
         ]
@@ -183,7 +184,7 @@ def _redrawn(
             layer,
             [tickets[i] for i in numbers],
             _steps_of(starts[0], means.scale.steps),
-            teacher_of(starts[numbers[0]]),
+            teachers if len(teachers) == len(numbers) else None,
             lambda stage, d, t: means.tell(f"{label}: redraws", d, t),
             first=_trained_like(starts[0]),
             optimiser=_second_order(starts[0]),

@@ -7,12 +7,13 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from landscape.batches import fingerprint, read_batches
+from landscape.batches import read_batches
 from landscape.certificate import Certificate
 from landscape.claim import NO_CERTIFICATE, Excluded
 from landscape.errors import UsageError
 from landscape.pieces import Pieces
 from landscape.problem import Problem
+from landscape.stacking import data_key
 
 # Called as (stage, done, total).
 Progress = Callable[[str, int, int], None]
@@ -181,10 +182,10 @@ def _others(run: SweptRun) -> dict[str, str]:
 
 
 def together(problems: Sequence[Problem]) -> list[list[int]]:
-    """Numbers of problems with the same data, which can go into one stack."""
+    """Numbers of problems whose data can go into one stack."""
     found: dict[str, list[int]] = {}
     for i, problem in enumerate(problems):
-        found.setdefault(fingerprint(read_batches(problem)), []).append(i)
+        found.setdefault(data_key(problem, read_batches(problem)), []).append(i)
     return list(found.values())
 
 

@@ -40,8 +40,8 @@ def first_order(stack: Stack, theta: Tensor, how: FirstOrder, progress: Progress
             for group in optimiser.param_groups:
                 group["lr"] = how.learning_rate * (1 + math.cos(math.pi * (step - 1) / how.steps)) / 2
         optimiser.zero_grad()
-        for inputs, targets in stack.batches:
-            total = stack.minibatch_sums(leaf, stack.others, inputs, targets, shared=True).sum() / stack.count
+        for batch in stack.batches:
+            total = stack.sums(leaf, stack.others, batch).sum() / stack.count
             total.backward()  # type: ignore[no-untyped-call]
         optimiser.step()
         if progress is not None and step % TOLD == 0:

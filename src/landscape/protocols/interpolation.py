@@ -164,8 +164,7 @@ def _output_hessians(stack: Stack, flat: Tensor, others: dict[str, Tensor], inpu
     """∇²f_c(x_i) [n · C, P, P], by forward over reverse mode: `jvp(grad)` is right where `jvp(jacrev)` is not."""
 
     def output(flat: Tensor, x: Tensor, weight: Tensor) -> Tensor:
-        named = dict(zip(stack.layout.names, stack.layout.unflatten(flat), strict=True)) | others
-        outputs: Tensor = torch.func.functional_call(stack.model, named, (x.unsqueeze(0),))
+        outputs: Tensor = torch.func.functional_call(stack.model, stack.named(flat, others), (x.unsqueeze(0),))
         return (weight * outputs.reshape(-1)).sum()
 
     def column(direction: Tensor, x: Tensor, weight: Tensor) -> Tensor:

@@ -1,7 +1,7 @@
 """Protocol A: neurons of many narrow minima split, what opens followed, and random kicks of the same length.
 
-As `landscape widen --follow --controls` does for one network, for all minima of one architecture and data set in one
-stack: the descents of small networks cost launches, and the last of them runs alone.
+As `landscape widen --follow --controls` does for one network, for all minima of one architecture in one stack, those of
+several teachers too: the descents of small networks cost launches, and the last of them runs alone.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ def split_minima(
     """Split every neuron of `layer` of every network, and follow each way out to where it ends.
 
     Args:
-        problems: networks of one architecture at minima, on the same data. controls: kicks of each split.
+        problems: networks of one architecture at minima, on the same inputs. controls: kicks of each split.
         steps: iterations of each descent, at most. progress: called as (stage, done, total).
     """
     objectives = [build_objective(p, device=device, dtype=torch.float64) for p in problems]

@@ -109,7 +109,7 @@ def redraw_others(
     layer: str,
     tickets: Sequence[Sequence[int]],
     steps: int,
-    teacher: np.ndarray | None = None,
+    teachers: Sequence[np.ndarray] | None = None,
     progress: Progress | None = None,
     *,
     first: FirstOrder | None = None,
@@ -119,7 +119,7 @@ def redraw_others(
     """Train each start with its ticket kept and all other neurons taken from each of its `fresh` networks.
 
     Args:
-        teacher: input weights [neurons, features] of the teacher, to say whether the ticket's neurons found it.
+        teachers: input weights [neurons, features] of every start's teacher, to say whether its ticket found them.
         first: first-order training that comes before, as the wide networks had it. optimiser: of second order.
     """
     hidden = find_hidden(starts[0].model, layer)
@@ -131,9 +131,9 @@ def redraw_others(
     ]
     losses, finished, networks = _trained(problems, Trainer(steps, first, optimiser, device), progress)
     matched = np.full(len(losses), -1)
-    if teacher is not None:
+    if teachers is not None:
         matched = np.array([
-            matches(network, hidden, list(tickets[i]), teacher) for i, network in zip(owners, networks, strict=True)
+            matches(rows, hidden, list(tickets[i]), teachers[i]) for i, rows in zip(owners, networks, strict=True)
         ])  # fmt: skip
     return Redrawn(np.array(owners), losses, finished, matched)
 
