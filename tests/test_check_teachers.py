@@ -25,7 +25,7 @@ from landscape.sweep_text import as_sweep
 from test_claim_escapes import SWEEP, losses, splits
 
 TEACHERS = (3, 4)
-MEANS = Means(escape_dimensions.Scale(6, 1, 6, 10, 4, 3, 1, 0, 150), 0, "cpu", lambda *a: None, FORGETFUL)
+MEANS = Means(escape_dimensions.Scale(6, 1, 18, 10, 4, 3, 1, 0, 150), 0, "cpu", lambda *a: None, FORGETFUL)
 
 
 @pytest.fixture(scope="module")

@@ -219,6 +219,23 @@ def test_different_analyses_share_no_figure(descents: Path, run: Run) -> None:
     assert run(descents, "-o", "x.png")[0] == 0  # of the folder, the spectra
 
 
+def test_what_failed_is_not_drawn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, run: Run) -> None:
+    monkeypatch.chdir(tmp_path)
+    for width in (2, 4, 8):
+        status = "failed" if width == 4 else "complete"
+        place = sample_provenance(status=status, coordinates={"width": width})
+        write_result(Path(f"out/width={width}/final.spectrum.h5"), sample_spectrum(), place)
+    code, out, err = run("out")
+    assert (code, out) == (0, "landscape-results/spectra.png\n")
+    assert "warning: out/width=4/final.spectrum.h5" in err
+    both = Path("landscape-results/spectra.png").read_bytes()
+    run("out/width=2", "out/width=8", "-o", "two.png")
+    assert Path("two.png").read_bytes() == both
+    code, out, err = run("out/width=4")
+    assert (code, out) == (2, "")
+    assert "nothing to draw" in err
+
+
 @pytest.fixture
 def slices(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Planes of two widths, and of one width a line."""

@@ -132,11 +132,40 @@ def test_other_settings_do_not_overwrite_a_result_unasked(foreign: Path) -> None
     assert "hint:" in other.stderr
     assert 'operator was "hessian", is "ggn"' in other.stderr
     assert place.read_bytes() == before
-    elsewhere = landscape("spectrum", "width=4/final.pt", *command[2:], cwd=foreign)
+    (foreign / "other").mkdir()
+    shutil.copy(foreign / "width=4/final.pt", foreign / "other/final.pt")
+    shutil.copy(foreign / "width=4/final.pt", foreign / "final.pt")
+    four = ("--set", "width=4")
+    assert landscape("spectrum", "other/final.pt", *command[2:], *four, cwd=foreign).returncode == 0
+    elsewhere = landscape("spectrum", "final.pt", *command[2:], *four, "--operator", "ggn", cwd=foreign)
     assert elsewhere.returncode == 5
-    assert "that of width=2/final.pt" in elsewhere.stderr
+    assert 'operator was "hessian", is "ggn"' in elsewhere.stderr
+    shutil.copy(foreign / "width=8/final.pt", foreign / "final.pt")
+    elsewhere = landscape("spectrum", "final.pt", *command[2:], "--set", "width=8", cwd=foreign)
+    assert elsewhere.returncode == 5
+    assert "that of other/final.pt" in elsewhere.stderr
     assert landscape(*command, "--operator", "ggn", "--force", cwd=foreign).returncode == 0
     assert read_result(place).attributes["operator"] == "ggn"
+
+
+def test_results_of_widths_named_one_by_one_lie_beside_each_other(foreign: Path) -> None:
+    command = ("--problem", "problem.py:problem", *FAST)
+    for name in ("width=2/final.pt", str(foreign / "width=4" / "final.pt")):
+        assert landscape("spectrum", name, *command, cwd=foreign).returncode == 0
+    out = foreign / "landscape-results"
+    assert sorted(p.parent.name for p in out.rglob("*.h5")) == ["width=2", "width=4"]
+    again = landscape("spectrum", "width=*/final.pt", *command, cwd=foreign)
+    assert again.stderr.count("done already") == 2
+    assert len(list(out.rglob("*.h5"))) == 3
+
+
+def test_too_few_products_for_the_pairs_asked_for_are_said(foreign: Path) -> None:
+    done = landscape(
+        *("spectrum", "width=8/final.pt", "--problem", "problem.py:problem", "--no-exact", "--max-products", "4"),
+        cwd=foreign,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "smallest eigenvalues were seen before the products were spent" in done.stderr
 
 
 def test_one_failure_does_not_stop_the_rest(foreign: Path) -> None:
@@ -148,7 +177,11 @@ def test_one_failure_does_not_stop_the_rest(foreign: Path) -> None:
             cwd=foreign,
         )
         assert done.returncode == 6, done.stderr
-        assert len(done.stdout.splitlines()) == 2
+        found = [fields(line) for line in done.stdout.splitlines()]
+        assert sorted(one["checkpoint"] for one in found) == [f"width={w}/final.pt" for w in (2, 4, 8)]
+        (failed,) = [one for one in found if "error" in one]
+        assert (failed["checkpoint"], failed["exit_code"]) == ("width=4/final.pt", 3)
+        assert failed["hint"]
         assert "width=4" in done.stderr
         assert "Traceback" not in done.stderr
         assert len(list((foreign / f"out{len(extra)}").rglob("*.h5"))) == 2

@@ -146,6 +146,23 @@ def test_every_member_has_its_own_budget_of_iterations() -> None:
     assert {f.steps <= 25 for f in found if isinstance(f, Descended)} == {True}
 
 
+def test_a_member_that_runs_away_is_stopped_by_its_own_norm() -> None:
+    """(1 + w²)^(−1/10) has no minimum, and a gradient that stays far from zero for long."""
+
+    def falling(model: nn.Module, batch: Any) -> tuple[Tensor, int]:
+        return (1 + model(batch[0]).square()).pow(-0.1).sum(), len(batch[0])
+
+    problems = []
+    for start in (1.0, 100.0):
+        line = nn.Linear(1, 1, bias=False, dtype=torch.float64)
+        nn.init.constant_(line.weight, start)
+        problems.append(Problem(line, (torch.ones(1, 1, dtype=torch.float64), torch.zeros(1)), falling))
+    for found, start in zip(run_descents(problems, DescendSettings(steps=300)), (1.0, 100.0), strict=True):
+        assert isinstance(found, Descended)
+        assert found.stopped == "runaway"
+        assert 1e4 * start < found.parameter_norm < 1e6 * start
+
+
 @pytest.mark.parametrize("method", ["auto", "lbfgs", "newton-krylov"])
 def test_no_steps_certify_the_point_as_it_is(method: str) -> None:
     problem = student(0)

@@ -309,6 +309,25 @@ def test_recurrent_layers_and_a_linearisation_that_changes_between_calls() -> No
         assert "because of lstm (LSTM)" in ways.text
 
 
+@pytest.mark.parametrize(
+    ("loss", "last", "said"),
+    [
+        ("bce", nn.Sigmoid(), "applies a sigmoid itself"),
+        ("cross_entropy", nn.Softmax(-1), "applies a softmax itself"),
+        ("cross_entropy", nn.Sigmoid(), ""),
+        ("bce", nn.Identity(), ""),
+        ("mse", nn.Softmax(-1), ""),
+    ],
+)
+@pytest.mark.usefixtures("without_products")
+def test_probabilities_where_logits_belong(loss: str, last: nn.Module, said: str) -> None:
+    inputs, classes = draw()
+    targets = classes if loss == "cross_entropy" else torch.eye(CLASSES)[classes]
+    found = examine(nn.Sequential(mlp(), last), loss, (inputs, targets))
+    assert said in (named(found, "outputs").text if said else "")
+    assert bool(said) == any(f.name == "outputs" for f in found.findings)
+
+
 @pytest.mark.usefixtures("without_products")
 def test_tied_and_frozen_parameters() -> None:
     tied = nn.Sequential(nn.Linear(FEATURES, FEATURES), nn.Tanh(), nn.Linear(FEATURES, FEATURES))

@@ -296,6 +296,15 @@ def test_several_results_are_mirrored_below_a_folder(run: Run) -> None:
     assert "2 results were named" in err
 
 
+def test_all_kinds_of_results_of_a_folder_become_archives(run: Run) -> None:
+    write("out/width=2/final.slice.h5", plane(3, 3))
+    write_result(Path("out/width=2/final.spectrum.h5"), sample_spectrum(), sample_provenance())
+    code, out, _ = run("export", "out", "--format", "npz")
+    assert (code, sorted(out.split())) == (0, [f"out/width=2/final.{kind}.npz" for kind in ("slice", "spectrum")])
+    code, out, _ = run("export", "out", "--format", "csv")
+    assert (code, out) == (0, "out/width=2/final.slice.csv\n")
+
+
 def test_an_existing_file_is_left_alone_unless_forced(run: Run) -> None:
     path = write("final.slice.h5", plane(3, 3))
     Path("final.slice.csv").write_text("mine")

@@ -106,6 +106,7 @@ REFUSED: dict[str, tuple[type[LandscapeError], str, Callable[[], Any]]] = {
     "NaN weights": (NumericalError, "nan", lambda: with_nan("weights")),
     "shapes": (ProblemError, "outputs have shape", lambda: Problem(model(), (data()[0], torch.zeros(9, 2)), "mse")),
     "bce shapes": (ProblemError, "outputs have shape", lambda: Problem(model(), (data()[0], torch.zeros(9)), "bce")),
+    "bce of signs": (ProblemError, "from 0 to 1", lambda: Problem(model(), (data()[0], torch.ones(9, 3) * -1), "bce")),
     "class shapes": (
         ProblemError,
         "do not fit",

@@ -195,7 +195,7 @@ def test_a_gpu_finds_what_a_cpu_finds(swept: Path, alone: subprocess.CompletedPr
 def test_units_cover_all_that_is_gathered(swept: Path) -> None:
     """After every unit has been worked, gathering computes nothing."""
     groups = populations(read_runs([str(swept / "runs"), str(swept / "adam")], Source())[0])
-    scale = escape_dimensions.Scale(2, 1, 3, 3, 2, 2, 1, 0, 100)
+    scale = escape_dimensions.Scale(2, 1, 9, 3, 2, 2, 1, 0, 100)
     kept: dict[str, object] = {}
     pieces = KeptPieces({}, kept.update)
     for unit in escape_dimensions.units(groups):

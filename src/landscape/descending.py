@@ -197,9 +197,9 @@ class _Descending:
         self.trajectories = [Trajectory() for _ in range(len(theta))]
         self.norms = RUNAWAY_NORM * theta.norm(dim=1).clamp(min=1)
         count = len(theta)
-        # One for all: with targets of their own, some members go on a little below theirs.
-        lowest = min(loss_floor(stack, torch.arange(count, device=theta.device)).tolist(), default=0.0)
-        self.limits = Limits(gradient=way.gradient, floor=max(lowest / 100, way.target) or -math.inf, steps=way.steps)
+        floor = (loss_floor(stack, torch.arange(count, device=theta.device)) / 100).clamp(min=way.target)
+        self.floor = torch.where(floor > 0, floor, -math.inf).to(theta.dtype)
+        self.limits = Limits(gradient=way.gradient, steps=way.steps)
         self.value, self.gradient_inf = theta.new_full((count,), math.nan), theta.new_full((count,), math.nan)
         self.steps = torch.zeros(count, dtype=torch.long, device=theta.device)
         self.reason = torch.zeros_like(self.steps)
@@ -237,7 +237,7 @@ class _Descending:
         for escape in range(ESCAPES + 1):
             self._phase(rows, newton, creeping)
             settled = self.reason[rows] != STEPS
-            rows = rows[settled & (self.reason[rows] != RUNAWAY) & (self.value[rows] > self.limits.floor)]
+            rows = rows[settled & (self.reason[rows] != RUNAWAY) & (self.value[rows] > self.floor[rows])]
             if escape < ESCAPES:
                 rows = self._off_saddles(rows, newton.expand(self.theta[rows], rows)) if len(rows) else rows
             if not len(rows):
@@ -281,7 +281,7 @@ class _Descending:
         ended = damped_descent(
             self.theta[rows],
             method,
-            replace(limits, steps=left),
+            replace(limits, steps=left, floor=self.floor[rows], norm=self.norms[rows]),
             self._observe,
             rows,
         )

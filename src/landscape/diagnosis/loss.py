@@ -55,7 +55,21 @@ def first_look(visit: Visit, problem: Problem, device: str, seed: int, samples: 
     if visit.additive and length_of(objective.batches[0]) > samples:
         objective = objective.with_batches([take(objective.batches[0], slice(0, samples))])
     visit.objective = objective
+    _look_for_probabilities(visit, problem, objective)
     watch_kinks(visit, objective)
+
+
+def _look_for_probabilities(visit: Visit, problem: Problem, objective: Objective) -> None:
+    """Outputs that are probabilities already, where the loss takes logits: the usual mistake of a last layer."""
+    if problem.loss not in ("bce", "cross_entropy"):
+        return
+    with strict_arithmetic(), torch.no_grad():
+        z = objective.model(objective.batches[0][0])
+    last = "sigmoid" if problem.loss == "bce" else "softmax"
+    summed = last == "sigmoid" or bool(((z.sum(-1) - 1).abs() < 1e-6).all())
+    if summed and z.numel() > 1 and 0 <= float(z.min()) <= float(z.max()) <= 1:
+        text = f"all are probabilities, but {problem.loss} takes logits and applies a {last} itself: leave yours out"
+        visit.findings.append(Finding("outputs", "care", text))
 
 
 def _sum(objective: Objective, batches: Sequence[Batch]) -> float:

@@ -31,9 +31,9 @@ class Scale:
     """How much is done of each protocol.
 
     Attributes:
-        minima: bad minima whose neurons are split. kicks: controls of each split. starts: of each width whose tickets
-            are trained alone; tickets: of each start, at most: widths with more of them are left out, since one that
-            was not tried may have won. kept: winning tickets, each with so many redraws.
+        minima: bad minima whose neurons are split. kicks: controls of each split. alone: networks of each width,
+            tickets of as many starts as they allow. tickets: of each start, at most: widths with more of them are left
+            out, since one that was not tried may have won. kept: winning tickets, each with so many redraws.
         first_order: widths whose tickets are trained alone where that takes a first-order optimiser.
         large: minima that are split where networks have more than `LARGE` parameters.
         steps: iterations of every training, at most.
@@ -41,7 +41,7 @@ class Scale:
 
     minima: int
     kicks: int
-    starts: int
+    alone: int
     tickets: int
     kept: int
     redraws: int
@@ -51,9 +51,9 @@ class Scale:
 
 
 SCALES = {
-    "small": Scale(8, 1, 30, 15, 8, 20, 1, 0),
-    "medium": Scale(20, 1, 40, 70, 12, 50, 2, 8),
-    "full": Scale(60, 3, 500, 500, 20, 50, 9, 30),
+    "small": Scale(8, 1, 450, 15, 8, 20, 1, 0),
+    "medium": Scale(20, 1, 2_800, 70, 12, 50, 2, 8),
+    "full": Scale(60, 3, 250_000, 500, 20, 50, 9, 30),
 }
 UNITS = ("splits", "tickets")
 

@@ -38,7 +38,8 @@ def tickets(name: str, runs: Sequence[SweptRun], means: Means) -> tuple[list[Pai
     pairs, kept = list[Pairs](), list[Kept]()
     middle = widths[len(widths) // 2] if len(widths) > 2 else widths[-1]
     for width in wider:
-        starts = [x for x in runs if x.width == width and x.start is not None][: means.scale.starts]
+        most = max(1, means.scale.alone // math.comb(width, widths[0]))
+        starts = [x for x in runs if x.width == width and x.start is not None][:most]
         pairs.append(_pairs(f"{name}, pairs, {width}", starts, widths[0], means))
         # other initial values can be drawn for built-in networks only
         if width == min(middle, wider[-1]) and runs[0].header.get("model") in MODELS:

@@ -47,7 +47,8 @@ class Limits:
 
     Attributes:
         gradient: converged at max |∇L| <= gradient · max(1, |L|).
-        floor: converged at L <= floor: no lower value exists (interpolation of a squared error).
+        floor: converged at L <= floor: no lower value exists (interpolation of a squared error); one number, or one for
+            each member [S].
         steps: iterations, at most; rejected steps count; one number, or one for each member [S].
         norm: a member whose ‖θ‖ exceeds this has run away; one number, or one for each member [S].
         window, progress: slow when the merit fell by less than the share `progress` in `window` iterations; 0: never.
@@ -55,7 +56,7 @@ class Limits:
     """
 
     gradient: float = 1e-12
-    floor: float = float("-inf")
+    floor: float | Tensor = float("-inf")
     steps: int | Tensor = 200
     norm: float | Tensor = float("inf")
     window: int = 0
@@ -115,6 +116,7 @@ class _Run:
         self.stuck = torch.zeros_like(self.active, dtype=torch.bool)
         self.past: list[Tensor] = []
         self.budget = torch.as_tensor(limits.steps, device=theta.device).expand(count)
+        self.floor = torch.as_tensor(limits.floor, dtype=theta.dtype, device=theta.device).expand(count)
         self.largest = torch.as_tensor(limits.norm, dtype=theta.dtype, device=theta.device).expand(count)
 
     @property
@@ -132,7 +134,7 @@ class _Run:
             (SLOW, self._slow()),
             (RUNAWAY, norm > self.largest[self.active]),
             (STALLED, self.stuck),
-            (CONVERGED, (slope <= limits.gradient * value.abs().clamp(min=1)) | (value <= limits.floor)),
+            (CONVERGED, (slope <= limits.gradient * value.abs().clamp(min=1)) | (value <= self.floor[self.active])),
             (FAILED, ~(torch.isfinite(value) & torch.isfinite(slope))),
         ):
             reason = torch.where(condition, code, reason)
