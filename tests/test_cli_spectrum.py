@@ -132,31 +132,11 @@ def test_other_settings_do_not_overwrite_a_result_unasked(foreign: Path) -> None
     assert "hint:" in other.stderr
     assert 'operator was "hessian", is "ggn"' in other.stderr
     assert place.read_bytes() == before
-    (foreign / "other").mkdir()
-    shutil.copy(foreign / "width=4/final.pt", foreign / "other/final.pt")
-    shutil.copy(foreign / "width=4/final.pt", foreign / "final.pt")
-    four = ("--set", "width=4")
-    assert landscape("spectrum", "other/final.pt", *command[2:], *four, cwd=foreign).returncode == 0
-    elsewhere = landscape("spectrum", "final.pt", *command[2:], *four, "--operator", "ggn", cwd=foreign)
+    elsewhere = landscape("spectrum", "width=4/final.pt", *command[2:], cwd=foreign)
     assert elsewhere.returncode == 5
-    assert 'operator was "hessian", is "ggn"' in elsewhere.stderr
-    shutil.copy(foreign / "width=8/final.pt", foreign / "final.pt")
-    elsewhere = landscape("spectrum", "final.pt", *command[2:], "--set", "width=8", cwd=foreign)
-    assert elsewhere.returncode == 5
-    assert "that of other/final.pt" in elsewhere.stderr
+    assert "that of width=2/final.pt" in elsewhere.stderr
     assert landscape(*command, "--operator", "ggn", "--force", cwd=foreign).returncode == 0
     assert read_result(place).attributes["operator"] == "ggn"
-
-
-def test_results_of_widths_named_one_by_one_lie_beside_each_other(foreign: Path) -> None:
-    command = ("--problem", "problem.py:problem", *FAST)
-    for name in ("width=2/final.pt", str(foreign / "width=4" / "final.pt")):
-        assert landscape("spectrum", name, *command, cwd=foreign).returncode == 0
-    out = foreign / "landscape-results"
-    assert sorted(p.parent.name for p in out.rglob("*.h5")) == ["width=2", "width=4"]
-    again = landscape("spectrum", "width=*/final.pt", *command, cwd=foreign)
-    assert again.stderr.count("done already") == 2
-    assert len(list(out.rglob("*.h5"))) == 3
 
 
 def test_too_few_products_for_the_pairs_asked_for_are_said(foreign: Path) -> None:

@@ -56,13 +56,10 @@ def natural(path: Path) -> list[tuple[int, int, str]]:
 def result_paths(checkpoints: Sequence[Path], out: Path, command: str) -> list[Path]:
     """One file per checkpoint below `out`, its path mirrored below the checkpoints' common parent.
 
-    `runs/width=8/final.pt` becomes `OUT/width=8/final.spectrum.h5`, whether it is named alone or with those of other
-    widths: folders that say a coordinate are kept. Where two differ in their suffix only, it stays.
+    `width=8/final.pt` becomes `OUT/width=8/final.spectrum.h5`; where two differ in their suffix only, it stays.
     """
     absolute = [Path(os.path.abspath(p)) for p in checkpoints]
     parent = Path(os.path.commonpath([p.parent for p in absolute]))
-    while "=" in parent.name:
-        parent = parent.parent
     stems = [p.relative_to(parent).with_suffix("") for p in absolute]
     counts = Counter(stems)
     names = [
