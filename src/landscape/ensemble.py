@@ -212,10 +212,9 @@ class Stack:
     @cached_property
     def least_squares_like(self) -> bool:
         """Whether Gauss–Newton matrices can be made: a built-in loss over pairs of tensors."""
-        if self.own:  # of built-in losses, floating-point
-            return self.loss_name is not None
+        parts = Tensor | str if self.own else Tensor
         if self.loss_name is None or not all(
-            isinstance(b, tuple | list) and len(b) == 2 and all(isinstance(t, Tensor) for t in b) for b in self.batches
+            isinstance(b, tuple | list) and len(b) == 2 and all(isinstance(t, parts) for t in b) for b in self.batches
         ):
             return False
         inputs, targets = self.batches[0]
@@ -224,9 +223,8 @@ class Stack:
         if not (isinstance(outputs, Tensor) and outputs.dim() >= 1):
             return False
         # Class indices of sequences and images are summed over positions, which Jacobians here are not.
-        return self.loss_name != "cross_entropy" or (
-            outputs.dim() == 2 and (targets.dim() == 1 or targets.is_floating_point())
-        )
+        rows = self.own or targets.dim() == 1 or targets.is_floating_point()
+        return self.loss_name != "cross_entropy" or (outputs.dim() == 2 and bool(rows))
 
     @cached_property
     def outputs(self) -> int:
