@@ -13,7 +13,7 @@ from typing import Any
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
-from landscape.cli.spectrum_view import bracketed, short_names
+from landscape.cli.spectrum_view import BRACKETS, bracketed, short_names
 from landscape.cli.terminal import plain, print_warning, stdout
 from landscape.results import Descended, Provenance
 
@@ -168,5 +168,5 @@ def print_many(shown: list[Shown]) -> None:
     counts = Counter(one.result.verdict for one in shown)
     stdout.print("verdicts: " + ", ".join(f"{k} {name}" for name, k in counts.most_common()), soft_wrap=True)
     stdout.print("lowest, largest: eigenvalues, the lowest beyond the zero modes of named symmetries;")
-    stdout.print("0.123(4) is 0.123 ± 0.004, [a, b] an interval that holds zero.")
+    stdout.print(f"eigenvalues {BRACKETS}")
     stdout.print(f"{len(shown)} checkpoints written, the first is {shown[0].written}", soft_wrap=True)

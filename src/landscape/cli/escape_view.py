@@ -12,7 +12,7 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from landscape.cli.loop import Shown
-from landscape.cli.spectrum_view import bracketed, short_names
+from landscape.cli.spectrum_view import BRACKETS, bracketed, short_names
 from landscape.cli.terminal import plain, print_warning, stdout
 from landscape.result_escapes import Escaped
 
@@ -168,5 +168,6 @@ def print_many(shown: list[Shown[Escaped]]) -> None:
         table.add_row(name, r.verdict, *numbers, r.end_verdict or "-")
     stdout.print(table)
     counts = Counter(one.result.verdict for one in shown)
+    stdout.print(f"eigenvalues {BRACKETS}")
     stdout.print("verdicts: " + ", ".join(f"{k} {name}" for name, k in counts.most_common()), soft_wrap=True)
     stdout.print(f"{len(shown)} result files, the first is {shown[0].path}", soft_wrap=True)

@@ -17,6 +17,8 @@ from landscape.cli.terminal import plain, stdout
 from landscape.figures.terminal_histogram import histogram_lines
 from landscape.results import Provenance, Spectrum
 
+# How tables give eigenvalues from dense Hessians.
+BRACKETS = "0.123(4): ± 0.004; no brackets: ± 1e-7 of it; [a, b]: holds zero."
 # Pairs shown on a terminal; the file and the JSON have all of them.
 MOST_ROWS = 10
 

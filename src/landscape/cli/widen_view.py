@@ -181,4 +181,5 @@ def print_many(shown: list[Shown[Widened]]) -> None:
         cells = (f"{r.loss:.4g}", f"{opened}, {right} of {total}", least, after)
         table.add_row(name, r.point_verdict, *cells)
     stdout.print(table)
+    stdout.print("λ_min: 0.123(4): ± 0.004; no brackets: ± 1e-7 of it; 0: within its error.")
     stdout.print(f"{len(shown)} result files, the first is {shown[0].path}", soft_wrap=True)
