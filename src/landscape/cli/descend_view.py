@@ -167,6 +167,6 @@ def print_many(shown: list[Shown]) -> None:
     stdout.print(table)
     counts = Counter(one.result.verdict for one in shown)
     stdout.print("verdicts: " + ", ".join(f"{k} {name}" for name, k in counts.most_common()), soft_wrap=True)
-    stdout.print("lowest, largest: eigenvalues, the lowest beyond the zero modes of named symmetries;")
+    stdout.print("lowest: of the eigenvalues beyond the zero modes of named symmetries.")
     stdout.print(f"eigenvalues {BRACKETS}")
     stdout.print(f"{len(shown)} checkpoints written, the first is {shown[0].written}", soft_wrap=True)
