@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 
+from conftest import DEVICES
 from landscape import sweeps
 from landscape.certificate import from_dict
 from landscape.checkpoint import read_checkpoint
@@ -155,9 +156,10 @@ def test_groups_are_the_seeds_of_a_width(tmp_path: Path) -> None:
     assert [len(g) for g in groups(plan(read_sweep(tmp_path / "s.toml")))] == [1] * 12
 
 
+@pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("how", [{"optimiser": "adam"}, {"batch_size": 1000}, {"optimiser": "levenberg_marquardt"}])
-def test_students_of_several_teachers_are_trained_together(how: dict[str, Any], tmp_path: Path) -> None:
-    """Each on the targets of its own teacher: as one by one, or as a stack of that teacher's students."""
+def test_students_of_several_teachers_are_trained_together(how: dict[str, Any], device: str, tmp_path: Path) -> None:
+    """Each on the targets of its own teacher: as a stack of that teacher's students only, on the CPU."""
     changes = {
         "sweep": {"width": [2, 3], "teacher_seed": [4, 5, 6], "seed": [0, 1]},
         "model": TEACHER["model"],
@@ -165,10 +167,10 @@ def test_students_of_several_teachers_are_trained_together(how: dict[str, Any], 
         "training": {"loss": "mse", "steps": 7, "batch_size": 16, "stacked": True, **DOUBLE, **how},
     }
     runs = runs_of(tmp_path, changes)
-    work = list(groups(runs))
+    work = list(groups(runs, device))
     assert [len(group) for group in work] == [6, 6]
     for group in work:
-        train_stack(group, tmp_path / "together")
+        train_stack(group, tmp_path / "together", device=device)
         for teacher in (4, 5, 6):
             train_stack([r for r in group if r.coordinates["teacher_seed"] == teacher], tmp_path / "apart")
     for run in runs:

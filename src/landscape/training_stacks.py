@@ -42,19 +42,20 @@ from landscape.training import (
     write_run_file,
 )
 
-# Members of a stack, at most: what is lost when the command is killed.
-MOST = 128
+# Members of a stack, at most: what is lost when the command is killed. On a GPU hundreds take as long as one.
+MOST = {"cpu": 128, "cuda": 2048}
 # What may differ within a stack: where θ starts, and the targets of a random teacher.
 REPLICATES = ("seed", "teacher_seed")
 # Called with (stage, steps done).
 Progress = Callable[[str, int], None]
 
 
-def groups(runs: Sequence[Run]) -> Iterator[list[Run]]:
+def groups(runs: Sequence[Run], device: str = "cpu") -> Iterator[list[Run]]:
     """Runs that go together, in the order of the sweep: seeds and teachers of equal settings, or one alone."""
+    most = MOST[torch.device(device).type]
     group: list[Run] = []
     for run in runs:
-        if group and (not run.training.together or len(group) == MOST or not _alike(group[0], run)):
+        if group and (not run.training.together or len(group) == most or not _alike(group[0], run)):
             yield group
             group = []
         group.append(run)
@@ -75,9 +76,12 @@ def _told(run: Run) -> tuple[Run, dict[str, Any], dict[str, Any]]:
 
 
 def train_stack(
-    runs: Sequence[Run], out: Path, progress: Progress | None = None, force: bool = False
+    runs: Sequence[Run], out: Path, progress: Progress | None = None, force: bool = False, device: str = "cpu"
 ) -> list[Trained | NumericalError]:
     """Train the seeds of one width, in the order given; if all are finished, nothing is done.
+
+    Args:
+        device: of the stack; what is written lies on the CPU.
 
     Returns:
         What became of each: a divergence is that member's own affair.
@@ -99,7 +103,7 @@ def train_stack(
                 verdict = measured.get("verdict")
                 results[i] = Trained(run, folder / FINAL, **values, skipped=True, seconds=0.0, verdict=verdict)
         if len(results) < len(runs):
-            made = _Stacked(runs, out, progress, frozenset(results)).train()
+            made = _Stacked(runs, out, progress, frozenset(results), device).train()
             share = (time.perf_counter() - start) / len(runs)
             for i, one in enumerate(made):
                 fresh = dataclasses.replace(one, seconds=share) if isinstance(one, Trained) else one
@@ -111,7 +115,7 @@ class _Stacked:
     """One stack while it is trained."""
 
     def __init__(
-        self, runs: Sequence[Run], out: Path, progress: Progress | None, there: frozenset[int] = frozenset()
+        self, runs: Sequence[Run], out: Path, progress: Progress | None, there: frozenset[int], device: str
     ) -> None:
         self.runs, self.out, self.progress = runs, out, progress
         self.there = there  # members whose files are not to be written again
@@ -129,7 +133,7 @@ class _Stacked:
             )
         pairs = zip(self.models, self.data, strict=True)
         problems = [Problem(model, data.train, self.how.loss, self.how.weight_decay) for model, data in pairs]
-        self.stack, self.theta = build_stack(problems, dtype=dtype)
+        self.stack, self.theta = build_stack(problems, device=device, dtype=dtype)
         self.steps = [0] * len(runs)
         self.errors: dict[int, NumericalError] = {}
         self.halves = [SecondHalf()] * len(runs)
@@ -150,7 +154,7 @@ class _Stacked:
         certificates: dict[int, Certificate] = {}
         alive = self._alive()
         if self.how.certified and alive:
-            rows = torch.tensor(alive)
+            rows = self._numbers(alive)
             halves = [self.halves[i] for i in alive]
             made = certify_stack(self.stack, self.theta[rows], rows, halves=halves)
             certificates = dict(zip(alive, made, strict=True))
@@ -158,6 +162,9 @@ class _Stacked:
 
     def _alive(self) -> list[int]:
         return [i for i in range(len(self.runs)) if i not in self.errors]
+
+    def _numbers(self, members: list[int]) -> Tensor:
+        return torch.tensor(members, device=self.theta.device)
 
     def _tell(self, stage: str, steps: int) -> None:
         if self.progress is not None:
@@ -167,7 +174,7 @@ class _Stacked:
         alive = self._alive()
         if not alive:
             return
-        rows = torch.tensor(alive)
+        rows = self._numbers(alive)
         done = max(self.steps)
         part = self.stack.of(rows)
         way = dataclasses.replace(way, keep_points=False)
@@ -193,6 +200,7 @@ class _Stacked:
         how, (inputs, targets) = self.how, self.data[0].train
         if self.stack.own:
             targets = torch.stack([data.train[1] for data in self.data])
+        inputs, targets = inputs.to(self.theta.device), targets.to(self.theta.device)
         alive = list(range(len(self.runs)))
         batches = [minibatches(len(inputs), how.batch_size, shuffler(int(r.coordinates["seed"]))) for r in self.runs]
         leaf = self.theta.clone().requires_grad_()
@@ -210,17 +218,17 @@ class _Stacked:
             done = lost.clone()
             if epoch_ends and how.target_loss is not None:
                 penalty = 0.5 * how.weight_decay * leaf.detach().square().sum(1)
-                done |= self.stack.values(leaf.detach(), torch.tensor(alive)) - penalty <= how.target_loss
-            for k, i in enumerate(alive):
+                done |= self.stack.values(leaf.detach(), self._numbers(alive)) - penalty <= how.target_loss
+            for k, (i, is_lost) in enumerate(zip(alive, lost.tolist(), strict=True)):
                 self.steps[i] = step
-                if lost[k]:
+                if is_lost:
                     self.errors[i] = self._diverged(i, step)
                 elif step in how.save:
                     self._save(i, leaf[k].detach(), step)
             if bool(done.any()) or step == how.steps:
-                self.theta[torch.tensor(alive)] = leaf.detach()
+                self.theta[self._numbers(alive)] = leaf.detach()
                 keep = (~done).nonzero().squeeze(1)
-                alive = [alive[int(k)] for k in keep]
+                alive = [alive[k] for k in keep.tolist()]
                 if not alive:
                     return
                 leaf, optimiser = _fewer(leaf, optimiser, keep, how)
@@ -233,9 +241,9 @@ class _Stacked:
         )
 
     def _at(self, i: int, theta: Tensor) -> nn.Module:
-        """The member's network with weights θ."""
+        """The member's network with weights θ, on the CPU."""
         model = self.models[i]
-        nn.utils.vector_to_parameters(theta.to(self.theta.dtype), model.parameters())
+        nn.utils.vector_to_parameters(theta.to("cpu", self.theta.dtype), model.parameters())
         return model
 
     def _save(self, i: int, theta: Tensor, step: int) -> None:
@@ -276,12 +284,13 @@ def _losses(
     stack: Stack, leaf: Tensor, alive: list[int], inputs: Tensor, targets: Tensor, rows: list[Tensor | slice]
 ) -> Tensor:
     """Mean losses of every member's own minibatch [A], with their graph; targets [N, ...], or own ones [S, N, ...]."""
-    others = {name: t[torch.tensor(alive)] for name, t in stack.others.items()}
-    mine = targets[torch.tensor(alive)] if stack.own else targets
+    members = torch.tensor(alive, device=leaf.device)
+    others = {name: t[members] for name, t in stack.others.items()}
+    mine = targets[members] if stack.own else targets
     if isinstance(rows[0], slice):
         totals = stack.minibatch_sums(leaf, others, inputs, mine, shared=True)
         return totals / len(inputs)
-    index = torch.stack([r for r in rows if isinstance(r, Tensor)])
+    index = torch.stack([r for r in rows if isinstance(r, Tensor)]).to(leaf.device)
     drawn = torch.stack([y[i] for y, i in zip(mine, index, strict=True)]) if stack.own else mine[index]
     return stack.minibatch_sums(leaf, others, inputs[index], drawn, shared=False) / index.shape[1]
 

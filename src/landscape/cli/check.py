@@ -127,7 +127,7 @@ def _trained(request: Request) -> list[str]:
         told = ["train", name, "--set", f"sweep.seed=0..{SEEDS_OF.get(kind, SEEDS)[request.scale] - 1}"]
         for change in LESS_OF.get((kind, request.scale), ()):
             told += ["--set", change]
-        told += ["--out", str(folder), "--json", *quiet]
+        told += ["--device", request.device, "--out", str(folder), "--json", *quiet]
         tasks.append(Task(told, name))
     workers = request.workers or torch.get_num_threads()
     outcomes = run_batch(tasks, workers, lambda outcome: print_note(f"{outcome.task.label}: trained", request.quiet))

@@ -40,6 +40,9 @@ def train(
             help="Instead of what the file says, such as sweep.seed=0..19; repeatable.",
         ),
     ] = None,
+    device: Annotated[
+        str, typer.Option("--device", help="Where stacks are trained: cpu, cuda or auto. One by one is on the CPU.")
+    ] = "cpu",
     out: common.Out = common.DEFAULT_OUT,
     as_json: common.Json = False,
     force: common.Force = False,
@@ -54,27 +57,31 @@ def train(
 
     try:
         with interruptible():
-            _train_all(sweep, common.parse_sets(sets), out, force, quiet, as_json)
+            _train_all(sweep, common.parse_sets(sets), device, out, force, quiet, as_json)
     except Interrupted as interrupted:
         print_note(f"{interrupted}; repeat the command to go on", quiet)
         flush()
         raise typer.Exit(interrupted.exit_code) from None
 
 
-def _train_all(sweep: Path, changes: dict[str, str], out: Path, force: bool, quiet: bool, as_json: bool) -> None:
+def _train_all(
+    sweep: Path, changes: dict[str, str], device: str, out: Path, force: bool, quiet: bool, as_json: bool
+) -> None:
+    from landscape.arithmetic import resolve_device
     from landscape.run_files import check_out
     from landscape.sweep import plan, read_sweep
     from landscape.sweeps import sweep_file
     from landscape.training import parameters_of
     from landscape.training_stacks import groups
 
+    device = str(resolve_device(device))
     runs = plan(read_sweep(sweep_file(sweep), changes))
     if not force:
         check_out(runs, out)
     sizes = {run.label: parameters_of(run) for run in runs}
     done: list[Trained] = []
     failed: list[NumericalError] = []
-    work = list(groups(runs))
+    work = list(groups(runs, device))
     all_steps = sum(_steps_of(group[0]) for group in work)
     with stage_progress("train", quiet) as report:
         before = 0  # steps of the groups that are over, at most: one that stops early spends fewer
@@ -84,7 +91,7 @@ def _train_all(sweep: Path, changes: dict[str, str], out: Path, force: bool, qui
             def show(stage: str, step: int, label: str = label, before: int = before) -> None:
                 report(f"{label}, {stage}", before + step, all_steps)
 
-            for one in _train_group(group, sizes[group[0].label], out, show, force):
+            for one in _train_group(group, sizes[group[0].label], out, show, force, device):
                 if isinstance(one, NumericalError):
                     failed.append(one)
                     print_error(one)
@@ -115,7 +122,7 @@ def _label(group: list[Run]) -> str:
 
 
 def _train_group(
-    group: list[Run], parameters: int, out: Path, show: Callable[[str, int], None], force: bool
+    group: list[Run], parameters: int, out: Path, show: Callable[[str, int], None], force: bool, device: str
 ) -> list[Trained | NumericalError]:
     import torch
 
@@ -127,7 +134,7 @@ def _train_group(
     torch.set_num_threads(1 if parameters < ONE_THREAD_BELOW and not together else cores)
     try:
         if together:
-            return train_stack(group, out, show, force)
+            return train_stack(group, out, show, force, device)
         run = group[0]
         try:
             return [train_run(run, out, lambda step, loss: show(f"loss {loss:.4g}", step), force)]
