@@ -41,7 +41,7 @@ def draw_check(result: SpectrumLike) -> Figure:
         figure.text(
             0.012,
             top - 0.15 / figure.get_figheight(),
-            str(result.provenance.checkpoint)[:150],
+            textwrap.shorten(str(result.provenance.checkpoint), 150, placeholder=" …"),
             fontsize=5.8,
             color=MUTED,
             va="top",
