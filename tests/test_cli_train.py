@@ -135,6 +135,17 @@ def test_a_mistaken_replacement_is_one_error(change: str, words: str, tmp_path: 
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize(("device", "words"), [("tpu", "choose auto, cpu or cuda"), ("cuda", "sees no CUDA device")])
+def test_a_device_that_is_not_there_is_one_error(device: str, words: str, tmp_path: Path) -> None:
+    if device == "cuda" and torch.cuda.is_available():
+        pytest.skip("there is a CUDA device here")
+    done = run(write(tmp_path), tmp_path / "out", "--device", device)
+    assert done.returncode == 2
+    assert words in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not (tmp_path / "out").exists()
+
+
 def test_mistakes_end_in_one_error_and_exit_code_2(tmp_path: Path) -> None:
     sweep = write(tmp_path)
     sweep.write_text(sweep.read_text().replace("learning_rate", "learning_rte"))
