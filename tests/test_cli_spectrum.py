@@ -17,6 +17,7 @@ import torch
 import xarray
 
 from commands import run as landscape
+from landscape.cli.spectrum_view import bracketed
 from landscape.spectral.settings import SpectrumSettings
 from landscape.store import read_result
 
@@ -282,6 +283,24 @@ def test_by_layer_vectors_and_samples_reach_the_file(tmp_path: Path) -> None:
     assert found["sampling"]["top"]["low"] < found["top"][0]["value"] < found["sampling"]["top"]["high"]
     vectors = read_result(found["result"]).arrays["top_vector"].values
     np.testing.assert_allclose(vectors @ vectors.T, np.eye(len(vectors)), atol=1e-8)
+
+
+@pytest.mark.parametrize(
+    ("value", "low", "high", "text"),
+    [
+        (3.3617, 3.3615, 3.3619, "3.3617(2)"),
+        (2.0, 2.0, 2.0, "2"),
+        (-2.0, -4.5, -2.0, "[-4.5, -2]"),
+        (5.0, 1.0, 5.0, "[1, 5]"),
+        (0.1, -0.2, 0.4, "[-0.2, 0.4]"),
+        (0.001, -np.inf, 0.0011, "[-inf, 0.0011]"),
+        (np.nan, np.nan, np.nan, "-"),
+    ],
+)
+def test_intervals_are_written_as_brackets_only_around_their_middle(
+    value: float, low: float, high: float, text: str
+) -> None:
+    assert bracketed(value, low, high) == text
 
 
 def test_help_is_fast_and_imports_nothing_heavy(tmp_path: Path) -> None:

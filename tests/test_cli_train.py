@@ -135,9 +135,11 @@ def test_a_mistaken_replacement_is_one_error(change: str, words: str, tmp_path: 
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize(("device", "words"), [("tpu", "choose auto, cpu or cuda"), ("cuda", "sees no CUDA device")])
+@pytest.mark.parametrize(
+    ("device", "words"), [("tpu", "choose auto, cpu or cuda"), ("cuda", "sees no CUDA"), ("cuda:1", "sees no CUDA")]
+)
 def test_a_device_that_is_not_there_is_one_error(device: str, words: str, tmp_path: Path) -> None:
-    if device == "cuda" and torch.cuda.is_available():
+    if device.startswith("cuda") and torch.cuda.is_available():
         pytest.skip("there is a CUDA device here")
     done = run(write(tmp_path), tmp_path / "out", "--device", device)
     assert done.returncode == 2

@@ -433,6 +433,16 @@ def test_mistakes_are_one_clear_error(arguments: tuple[str, ...], code: int, wor
     assert not (tmp_path / "landscape-results").exists()
 
 
+def test_json_has_a_line_for_every_checkpoint(tmp_path: Path) -> None:
+    save(tmp_path / "a.pt", 0)
+    (tmp_path / "b.pt").write_bytes(b"no checkpoint")
+    done = run("a.pt", "b.pt", "--json", "--steps", "0", cwd=tmp_path)
+    assert done.returncode == 6, done.stderr
+    found = {one["checkpoint"]: one for one in map(json.loads, done.stdout.splitlines())}
+    assert found["b.pt"]["exit_code"] == 3
+    assert found["a.pt"]["verdict"]
+
+
 def test_a_point_can_be_given(tmp_path: Path) -> None:
     problem = fixture_problem()
     theta: Tensor = torch.cat([p.detach().flatten() for p in problem.model.parameters()])

@@ -312,8 +312,8 @@ def test_recurrent_layers_and_a_linearisation_that_changes_between_calls() -> No
 @pytest.mark.parametrize(
     ("loss", "last", "said"),
     [
-        ("bce", nn.Sigmoid(), "applies a sigmoid itself"),
-        ("cross_entropy", nn.Softmax(-1), "applies a softmax itself"),
+        ("bce", nn.Sigmoid(), "a sigmoid makes probabilities"),
+        ("cross_entropy", nn.Softmax(-1), "a softmax makes probabilities"),
         ("cross_entropy", nn.Sigmoid(), ""),
         ("bce", nn.Identity(), ""),
         ("mse", nn.Softmax(-1), ""),

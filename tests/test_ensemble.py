@@ -133,6 +133,18 @@ def test_targets_of_its_own_are_every_members_own(
     close(sums / N + 0.5 * decay * theta.square().sum(1), value, 1e-14)
 
 
+def test_small_losses_of_saturated_outputs_are_the_same_everywhere() -> None:
+    """Steps are judged by `values` against the value of the local model."""
+    x = torch.full((3, 1), 1.0, dtype=torch.float64)
+    for weight in (-33.0, -36.0, -40.0, 40.0):
+        line = nn.Linear(1, 1, bias=False, dtype=torch.float64)
+        nn.init.constant_(line.weight, weight)
+        stack, theta = build_stack([Problem(line, (x, torch.full((3, 1), float(weight > 0))), "bce")])
+        wanted = torch.tensor([-abs(weight)]).double().exp()
+        assert torch.allclose(stack.values(theta), wanted, rtol=1e-12, atol=0.0)
+        assert torch.allclose(stack.gauss_newton(theta)[0], wanted, rtol=1e-12, atol=0.0)
+
+
 def test_own_targets_are_for_regression_on_the_same_inputs() -> None:
     first, second = taught("mse")[:2]
     assert build_stack([first, first])[0].own == ()

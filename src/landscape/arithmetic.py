@@ -45,8 +45,10 @@ def resolve_device(name: str) -> torch.device:
     """
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    if name == "cuda" and not torch.cuda.is_available():
-        raise UsageError("--device cuda, but PyTorch sees no CUDA device", "use --device cpu, or install a CUDA build")
+    if name.partition(":")[0] == "cuda" and not torch.cuda.is_available():
+        raise UsageError(
+            f"--device {name}, but PyTorch sees no CUDA device", "use --device cpu, or install a CUDA build"
+        )
     if name.partition(":")[0] not in ("cpu", "cuda"):
         raise UsageError(f"there is no device {name!r}", "choose auto, cpu or cuda")
     return torch.device(name)

@@ -23,6 +23,7 @@ ADVICE: dict[int, tuple[str, str]] = {
         "free some space and repeat the command: what is finished is kept",
     ),
     errno.EFBIG: ("the file is larger than this shell allows", "raise the limit with `ulimit -f unlimited`"),
+    errno.EMFILE: ("too many files are open", "raise the limit with `ulimit -n 8192`"),
     errno.EACCES: ("permission denied", "choose a folder that you may write to with --out"),
     errno.EPERM: ("permission denied", "choose a folder that you may write to with --out"),
     errno.EROFS: ("the file system is read-only", "choose a folder that you may write to with --out"),

@@ -245,7 +245,7 @@ class _Descending:
 
     def _open(self, rows: Tensor) -> Tensor:
         """Members that another method may take further."""
-        names = [REASONS[int(r)] for r in self.reason[rows]]
+        names = [REASONS[r] for r in self.reason[rows].tolist()]
         return torch.tensor([n in ("slow", "stalled", "steps") for n in names], device=rows.device)
 
     def _off_saddles(self, rows: Tensor, local: Local) -> Tensor:

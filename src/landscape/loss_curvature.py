@@ -21,9 +21,8 @@ def curved(name: str | None, outputs: Tensor, targets: Tensor) -> tuple[Tensor, 
     if name == "bce":
         wanted = targets.reshape(-1, n, o).to(outputs.dtype)
         p = torch.sigmoid(outputs)
-        value = nn.functional.binary_cross_entropy_with_logits(
-            outputs, wanted.expand_as(outputs), reduction="none"
-        ).sum((1, 2))
+        own, other = nn.functional.logsigmoid(outputs), nn.functional.logsigmoid(-outputs)
+        value = -(wanted * own + (1 - wanted) * other).sum((1, 2))
         return value, p - wanted, torch.diag_embed((p * (1 - p)).sqrt())
     if targets.is_floating_point():
         wanted = targets.to(outputs.dtype)

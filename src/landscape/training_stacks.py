@@ -37,13 +37,16 @@ from landscape.training import (
     measure,
     minibatches,
     optimiser_of,
+    parameters_of,
     schedule_of,
     shuffler,
     write_run_file,
 )
 
 # Members of a stack, at most: what is lost when the command is killed. On a GPU hundreds take as long as one.
-MOST = {"cpu": 128, "cuda": 2048}
+MOST = {"cpu": 128, "cuda": 512}
+# One [S, P, P] of them; a descent holds several.
+MATRIX_BYTES = 2**30
 # What may differ within a stack: where θ starts, and the targets of a random teacher.
 REPLICATES = ("seed", "teacher_seed")
 # Called with (stage, steps done).
@@ -52,15 +55,24 @@ Progress = Callable[[str, int], None]
 
 def groups(runs: Sequence[Run], device: str = "cpu") -> Iterator[list[Run]]:
     """Runs that go together, in the order of the sweep: seeds and teachers of equal settings, or one alone."""
-    most = MOST[torch.device(device).type]
-    group: list[Run] = []
+    most, group = 0, list[Run]()
     for run in runs:
         if group and (not run.training.together or len(group) == most or not _alike(group[0], run)):
             yield group
             group = []
+        if not group:
+            most = _most(run, device)
         group.append(run)
     if group:
         yield group
+
+
+def _most(run: Run, device: str) -> int:
+    """Members of a stack of such runs, at most."""
+    most = MOST[torch.device(device).type]
+    if not run.training.certified:
+        return most
+    return max(1, min(most, MATRIX_BYTES // (8 * parameters_of(run) ** 2)))
 
 
 def _alike(a: Run, b: Run) -> bool:
@@ -291,7 +303,7 @@ def _losses(
         totals = stack.minibatch_sums(leaf, others, inputs, mine, shared=True)
         return totals / len(inputs)
     index = torch.stack([r for r in rows if isinstance(r, Tensor)]).to(leaf.device)
-    drawn = torch.stack([y[i] for y, i in zip(mine, index, strict=True)]) if stack.own else mine[index]
+    drawn = mine[torch.arange(len(mine), device=mine.device).unsqueeze(1), index] if stack.own else mine[index]
     return stack.minibatch_sums(leaf, others, inputs[index], drawn, shared=False) / index.shape[1]
 
 

@@ -117,6 +117,7 @@ def _trained(request: Request) -> list[str]:
     """The claim's own sweeps, trained by `landscape train`, which does only what is missing."""
     import torch
 
+    from landscape.arithmetic import resolve_device
     from landscape.executors import Task, run_batch
 
     folders = {name: request.out / "runs" / name for name in SWEEPS[request.claim]}
@@ -129,7 +130,8 @@ def _trained(request: Request) -> list[str]:
             told += ["--set", change]
         told += ["--device", request.device, "--out", str(folder), "--json", *quiet]
         tasks.append(Task(told, name))
-    workers = request.workers or torch.get_num_threads()
+    alone = resolve_device(request.device).type == "cuda"  # a GPU is planned for as a whole
+    workers = request.workers or (1 if alone else torch.get_num_threads())
     outcomes = run_batch(tasks, workers, lambda outcome: print_note(f"{outcome.task.label}: trained", request.quiet))
     failed = [o.task.label for o in outcomes if not o.ok and o.exit_code != 6]  # 6: single runs that diverged
     if failed:

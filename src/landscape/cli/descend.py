@@ -11,7 +11,7 @@ import typer
 
 from landscape.cli import options as common
 from landscape.cli.jobs import Job, Source, load_job
-from landscape.cli.terminal import flush, print_error, print_note, raise_failures
+from landscape.cli.terminal import flush, print_error, print_json_error, print_note, raise_failures
 from landscape.errors import LandscapeError
 
 if TYPE_CHECKING:
@@ -133,6 +133,8 @@ class _Batch:
 
     def failed(self, number: int, error: LandscapeError) -> None:
         self.failures.append(error)
+        if self.request.as_json:
+            print_json_error(str(self.paths[number]), error)
         if len(self.paths) > 1:
             print_error(type(error)(f"{self.paths[number]}: {error.message}", error.hint))
 

@@ -18,7 +18,7 @@ from landscape.figures.terminal_histogram import histogram_lines
 from landscape.results import Provenance, Spectrum
 
 # How tables give eigenvalues from dense Hessians.
-BRACKETS = "0.123(4): ± 0.004; no brackets: ± 1e-7 of it; [a, b]: holds zero."
+BRACKETS = "0.123(4): ± 0.004; no brackets: ± 1e-7 of it; [a, b]: between."
 # Pairs shown on a terminal; the file and the JSON have all of them.
 MOST_ROWS = 10
 
@@ -151,10 +151,15 @@ def concise(value: float, error: float) -> str:
 
 def bracketed(value: float, low: float, high: float) -> str:
     """A value in the middle of a narrow interval, as 3.3617(2); else the interval itself."""
-    error = max(high - value, value - low)
-    if math.isfinite(value) and math.isfinite(error) and error >= abs(value):
-        return f"[{low:.2g}, {high:.2g}]"
-    return concise(value, error)
+    above, below = high - value, value - low
+    error = max(above, below)
+    if (
+        not math.isfinite(value)
+        or error < 1e-7 * abs(value)
+        or (error < abs(value) and min(above, below) > 0.5 * error)
+    ):
+        return concise(value, error)
+    return f"[{low:.3g}, {high:.3g}]"
 
 
 def _count(r: Spectrum, i: int) -> str:

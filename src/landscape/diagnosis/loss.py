@@ -14,6 +14,9 @@ from landscape.errors import NumericalError, ProblemError
 from landscape.objective import Objective, build_objective
 from landscape.problem import Batch, Problem
 
+# Steps of autograd that change no number.
+RESHAPED = ("Squeeze", "Unsqueeze", "View", "UnsafeView", "ReshapeAlias", "Select", "Transpose", "T")
+
 
 def check_data(batches: list[Batch], samples: int) -> list[Finding]:
     """Size and exact copies among the samples."""
@@ -60,15 +63,19 @@ def first_look(visit: Visit, problem: Problem, device: str, seed: int, samples: 
 
 
 def _look_for_probabilities(visit: Visit, problem: Problem, objective: Objective) -> None:
-    """Outputs that are probabilities already, where the loss takes logits: the usual mistake of a last layer."""
-    if problem.loss not in ("bce", "cross_entropy"):
+    """Outputs that a sigmoid or softmax made, where the loss takes logits: the usual mistake of a last layer."""
+    last = {"bce": "Sigmoid", "cross_entropy": "Softmax"}.get(str(problem.loss))
+    if last is None:
         return
-    with strict_arithmetic(), torch.no_grad():
-        z = objective.model(objective.batches[0][0])
-    last = "sigmoid" if problem.loss == "bce" else "softmax"
-    summed = last == "sigmoid" or bool(((z.sum(-1) - 1).abs() < 1e-6).all())
-    if summed and z.numel() > 1 and 0 <= float(z.min()) <= float(z.max()) <= 1:
-        text = f"all are probabilities, but {problem.loss} takes logits and applies a {last} itself: leave yours out"
+    with strict_arithmetic():
+        made = objective.model(objective.batches[0][0]).grad_fn
+    while made is not None and type(made).__name__.startswith(RESHAPED):
+        made = made.next_functions[0][0]
+    if made is not None and type(made).__name__ == f"{last}Backward0":
+        word = last.lower()
+        text = (
+            f"a {word} makes probabilities of them, but {problem.loss} takes logits and applies its own: leave it out"
+        )
         visit.findings.append(Finding("outputs", "care", text))
 
 

@@ -41,13 +41,17 @@ def draw_check(result: SpectrumLike) -> Figure:
         figure.text(
             0.012,
             top - 0.15 / figure.get_figheight(),
-            textwrap.shorten(str(result.provenance.checkpoint), 150, placeholder=" …"),
+            _cut(str(result.provenance.checkpoint), 150),
             fontsize=5.8,
             color=MUTED,
             va="top",
             parse_math=False,
         )
     return figure
+
+
+def _cut(text: str, most: int) -> str:
+    return text if len(text) <= most else f"{text[: most - 2]} …"
 
 
 def _draw_panel(axes: Axes, arrays: dict[str, Any], panel: str, letter: str) -> tuple[str, ...]:

@@ -24,6 +24,8 @@ from landscape.widening import find_hidden, narrowed, width_of, with_neurons
 
 # Networks that are trained together, at most. On a GPU thousands take as long as one.
 MOST = {"cpu": 512, "cuda": 8192}
+# One [S, P, P] of them; a descent holds several.
+MATRIX_BYTES = 2**30
 
 
 @dataclass(frozen=True)
@@ -164,7 +166,8 @@ def _trained(
     losses, finished, rows = [], [], []
     way = Way("minimum", how.steps, gauss_newton=how.optimiser != "newton", keep_points=False)
     descend = flow_stack if how.optimiser == "flow" else descend_stack
-    most = MOST[torch.device(how.device).type]
+    parameters = sum(p.numel() for p in problems[0].model.parameters()) if problems else 1
+    most = max(1, min(MOST[torch.device(how.device).type], MATRIX_BYTES // (8 * parameters**2)))
     for begin in range(0, len(problems), most):
         stack, theta = build_stack(problems[begin : begin + most], device=how.device)
 
