@@ -15,7 +15,7 @@ from landscape.certifying import loss_floor
 from landscape.ensemble import Stack
 from landscape.errors import ProblemError
 from landscape.problem import Problem
-from landscape.stacking import build_stack, data_key, stack_key
+from landscape.stacking import build_stack, data_key, most_members, stack_key
 
 S, N = 5, 23
 EPS = {torch.float64: 1e-12, torch.float32: 3e-5}
@@ -274,6 +274,11 @@ def test_what_vmap_cannot_do_is_explained() -> None:
     stack, theta = build_stack([Problem(Branching().double(), (x.double(), y.double()), "mse")] * 2)
     with pytest.raises(ProblemError, match="cannot be stacked"):
         stack.values(theta)
+
+
+@pytest.mark.parametrize(("parameters", "members"), [(1, 100), (1000, 100), (2000, 33), (10**5, 1)])
+def test_stacks_are_no_larger_than_their_matrices_allow(parameters: int, members: int) -> None:
+    assert most_members({"cpu": 100, "cuda": 1}, "cpu", parameters) == members
 
 
 def test_keys_tell_architectures_apart() -> None:

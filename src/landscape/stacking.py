@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -15,6 +15,9 @@ from landscape.errors import ProblemError
 from landscape.objective import Objective, build_objective
 from landscape.parameters import trainable
 from landscape.problem import Batch, Problem
+
+# One [S, P, P]; a descent holds several.
+MATRIX_BYTES = 2**30
 
 
 def stack_key(problem: Problem) -> tuple[Any, ...]:
@@ -37,6 +40,11 @@ def _plain_attributes(module: nn.Module) -> tuple[Any, ...]:
         elif callable(value) and not isinstance(value, nn.Module):
             found.append((name, str(id(value))))
     return (type(module).__qualname__, *found)
+
+
+def most_members(most: Mapping[str, int], device: torch.device | str, parameters: int) -> int:
+    """Members of a stack that is descended with matrices [S, P, P]: `most` by type of device, within memory."""
+    return max(1, min(most[torch.device(device).type], MATRIX_BYTES // (8 * parameters**2)))
 
 
 def build_stack(

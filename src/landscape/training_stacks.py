@@ -28,7 +28,7 @@ from landscape.errors import NumericalError, ProblemError
 from landscape.models import build_model
 from landscape.problem import Problem
 from landscape.run_files import FINAL, MEASURED, clear, file_name, finished
-from landscape.stacking import build_stack
+from landscape.stacking import build_stack, most_members
 from landscape.sweep import Run, Training
 from landscape.training import (
     Trained,
@@ -45,8 +45,6 @@ from landscape.training import (
 
 # Members of a stack, at most: what is lost when the command is killed. On a GPU hundreds take as long as one.
 MOST = {"cpu": 128, "cuda": 512}
-# One [S, P, P] of them; a descent holds several.
-MATRIX_BYTES = 2**30
 # What may differ within a stack: where θ starts, and the targets of a random teacher.
 REPLICATES = ("seed", "teacher_seed")
 # Called with (stage, steps done).
@@ -69,10 +67,7 @@ def groups(runs: Sequence[Run], device: str = "cpu") -> Iterator[list[Run]]:
 
 def _most(run: Run, device: str) -> int:
     """Members of a stack of such runs, at most."""
-    most = MOST[torch.device(device).type]
-    if not run.training.certified:
-        return most
-    return max(1, min(most, MATRIX_BYTES // (8 * parameters_of(run) ** 2)))
+    return most_members(MOST, device, parameters_of(run) if run.training.certified else 1)
 
 
 def _alike(a: Run, b: Run) -> bool:

@@ -18,14 +18,12 @@ from landscape.descending import Progress, Way, descend_stack, flow_stack
 from landscape.optim.damped import REASONS
 from landscape.problem import Problem
 from landscape.protocols.first_order import FirstOrder, first_order
-from landscape.stacking import build_stack
+from landscape.stacking import build_stack, most_members
 from landscape.structure import Hidden
 from landscape.widening import find_hidden, narrowed, width_of, with_neurons
 
 # Networks that are trained together, at most. On a GPU thousands take as long as one.
 MOST = {"cpu": 512, "cuda": 8192}
-# One [S, P, P] of them; a descent holds several.
-MATRIX_BYTES = 2**30
 
 
 @dataclass(frozen=True)
@@ -167,7 +165,7 @@ def _trained(
     way = Way("minimum", how.steps, gauss_newton=how.optimiser != "newton", keep_points=False)
     descend = flow_stack if how.optimiser == "flow" else descend_stack
     parameters = sum(p.numel() for p in problems[0].model.parameters()) if problems else 1
-    most = max(1, min(MOST[torch.device(how.device).type], MATRIX_BYTES // (8 * parameters**2)))
+    most = most_members(MOST, how.device, parameters)
     for begin in range(0, len(problems), most):
         stack, theta = build_stack(problems[begin : begin + most], device=how.device)
 
