@@ -492,3 +492,39 @@ def test_basis_rows_off_the_device_change_nothing() -> None:
     plain, offloaded = (extremes(SPECTRA["normal"], 5, 5, on_device=rows) for rows in (None, 20))
     assert np.allclose(plain.ritz_values, offloaded.ritz_values, atol=1e-12)
     assert torch.allclose(plain.top_vector, offloaded.top_vector, atol=1e-9)
+
+
+def short_of_room(seed: int) -> tuple[np.ndarray, int]:
+    """A spectrum whose Krylov space ends early or whose remainders differ by many orders, and a block's width."""
+    rng = np.random.default_rng(seed)
+    n, width = int(rng.integers(20, 240)), int(rng.integers(2, 8))
+    count = int(rng.integers(1, 9))
+    kind = seed % 4
+    if kind == 0:  # low rank
+        truth = np.r_[rng.normal(size=count), np.zeros(n - count)]
+    elif kind == 1:  # a few multiple eigenvalues
+        truth = rng.choice(rng.normal(size=count), size=n)
+    elif kind == 2:  # ranks at every order of magnitude
+        truth = np.r_[10.0 ** -rng.uniform(0, 17, size=2 * count), np.zeros(n - 2 * count)] * rng.choice([-1, 1], n)
+    else:  # clusters a rounding apart
+        truth = rng.choice(rng.normal(size=count), size=n) * (1 + rng.normal(size=n) * 10.0 ** -rng.uniform(8, 16))
+    return truth, width
+
+
+@DTYPES
+@pytest.mark.parametrize("seed", range(40))
+def test_short_directions_of_a_block_stay_orthogonal(seed: int, dtype: torch.dtype) -> None:
+    truth, width = short_of_room(seed)
+    found = extremes(truth, 4, 4, dtype, seed=seed, width=width)
+    case = f"short_of_room({seed}): n={len(truth)}, width={width}"
+    q = found.project(torch.eye(len(truth), dtype=dtype))
+    assert float((q @ q.T - torch.eye(len(q))).abs().max()) < 20 * eps(dtype) * (1 + found.restarts), case
+    assert_within_residuals(found, truth)
+    ordered, rounding = np.sort(truth), 20 * eps(dtype) * np.abs(truth).max()
+    # Copies may be missing, since the space need not be exhausted; by Cauchy interlacing nothing is there twice.
+    assert np.all(found.ritz_values <= ordered[-len(q) :] + rounding), case
+    assert np.all(found.ritz_values >= ordered[: len(q)] - rounding), case
+    vectors = torch.cat([found.top_vector, found.bottom_vector], dim=1).double()
+    values = torch.from_numpy(np.r_[found.top_value, found.bottom_value])
+    true_residual = (planted_matvec(truth, seed=3)(vectors) - vectors * values).norm(dim=0).numpy()
+    assert np.all(true_residual <= 1.001 * np.r_[found.top_residual, found.bottom_residual]), case

@@ -29,6 +29,8 @@ ROUNDING = 4.0
 ROTATION, EPS64 = 20.0, float(np.finfo(np.float64).eps)
 # A remainder of this many eps·‖Hq‖ is rounding, not a direction.
 BREAKDOWN = 10.0
+# Squares of singular values from a float64 Gram matrix are right to 1e-4 down to this part of the largest.
+RESOLVED = 1e-12
 
 
 @dataclass(frozen=True)
@@ -88,8 +90,9 @@ class _Task:
 class _State:
     """Q and T = Q H Qᵀ as far as transferred.
 
-    `gram`: of the remainder, in the directions that are pursued; `last`: rows of the last block; `before`: of the one
-    before it. `dense`: the next product has components along all rows. `broken`: the Krylov space has just ended.
+    `factor`: C [c, b] with ‖C s‖ = ‖s W‖ for the remainder W [b, n], in the directions that are pursued; `last`: rows
+    of the last block; `before`: of the one before it. `dense`: the next product has components along all rows.
+    `broken`: the Krylov space has just ended.
     `block`: row at which the last random vector entered. `dropped`: the largest remainder that was given up.
     `scale`: the largest ‖Hq‖. `unrestarted`: steps, extreme values.
     """
@@ -98,7 +101,7 @@ class _State:
     check_at: int = 0
     pending: list[Tensor] = field(default_factory=list)
     projected: np.ndarray = field(default_factory=lambda: np.zeros((0, 0)))
-    gram: np.ndarray = field(default_factory=lambda: np.zeros((1, 1)))
+    factor: np.ndarray = field(default_factory=lambda: np.zeros((0, 1)))
     last: int = 0
     before: int = 0
     dense: bool = False
@@ -223,7 +226,7 @@ def lanczos(
             break
         rows = _random(state, task) if state.broken else _next(state, remainder, following)
     residual = torch.zeros_like(remainder) if state.broken else _next(state, remainder, following)
-    return state.basis.matrix().T, _projected(state), math.sqrt(float(state.gram[0, 0])), residual[0]
+    return state.basis.matrix().T, _projected(state), float(np.linalg.norm(state.factor)), residual[0]
 
 
 def _advance(state: _State, task: _Task, rows: Tensor) -> tuple[Tensor, np.ndarray]:
@@ -243,14 +246,24 @@ def _advance(state: _State, task: _Task, rows: Tensor) -> tuple[Tensor, np.ndarr
     state.dense = False
     state.scale = max(state.scale, float(before.max()))
     nothing = max(BREAKDOWN * torch.finfo(w.dtype).eps * state.scale, task.noise)
-    size, turn = _eigh(gram)
-    size = np.sqrt(np.maximum(size, 0.0))
+    size, turn = _singular(w, gram)
     kept = size > nothing
     kept[: max(0, len(kept) - (task.free - state.rows))] = False  # the space has no room for more than rounding
     state.broken = not kept.any()
     state.dropped = max(state.dropped, float(np.max(size[~kept], initial=0.0)))
-    state.gram = (turn[:, kept] * size[kept] ** 2) @ turn[:, kept].T
+    state.factor = size[kept, None] * turn[:, kept].T
     return w, turn[:, kept] / size[kept]
+
+
+def _singular(w: Tensor, gram: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Singular values σ [b] ascending of rows w [b, n], and U [b, b] with orthogonal rows Uᵀ w, from w wᵀ where that
+    resolves them: it is wrong by eps64·max(σ)², which a float64 remainder can undercut."""
+    square, turn = _eigh(gram)
+    if w.dtype != torch.float64 or square[0] > RESOLVED * square[-1]:
+        return np.sqrt(np.maximum(square, 0.0)), turn
+    triangle = torch.linalg.qr(w.T, mode="r")[1].cpu()
+    _, size, right = torch.linalg.svd(triangle)
+    return size.flip(0).numpy(), right.flip(0).T.contiguous().numpy()
 
 
 def _next(state: _State, remainder: Tensor, following: np.ndarray) -> Tensor:
@@ -258,12 +271,14 @@ def _next(state: _State, remainder: Tensor, following: np.ndarray) -> Tensor:
     if following.shape == (1, 1):
         return remainder.mul_(float(following[0, 0]))
     rows = torch.from_numpy(following.T.copy()).to(remainder.device, remainder.dtype) @ remainder
-    state.basis.remove(rows)  # short directions have been blown up, and their rounding with them
-    factor = torch.linalg.cholesky_ex(gram_of(rows))[0]
-    one = torch.eye(len(rows), dtype=factor.dtype, device=factor.device)
-    inverse = torch.linalg.solve_triangular(factor, one, upper=False)
-    independent: Tensor = inverse.to(rows.dtype) @ rows
-    return independent
+    # Short directions have been blown up, and their rounding with them: what the first pass leaves of it, times the
+    # inverse of a factor away from 1, the second takes away (Giraud, Langou & Rozložník 2005, for blocks).
+    for _ in range(2):
+        state.basis.remove(rows)
+        factor = torch.linalg.cholesky_ex(gram_of(rows))[0]
+        one = torch.eye(len(rows), dtype=factor.dtype, device=factor.device)
+        rows = torch.linalg.solve_triangular(factor, one, upper=False).to(rows.dtype) @ rows
+    return rows
 
 
 def _unit(state: _State, rows: Tensor) -> Tensor:
@@ -309,9 +324,7 @@ def _eigh(matrix: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 def _bounds(state: _State, vector: np.ndarray) -> np.ndarray:
     """‖W s‖ for the last entries s of each column: the residual norms of Ritz vectors, in exact arithmetic."""
-    s = vector[-state.last :]
-    squares: np.ndarray = np.einsum("ik,ij,jk->k", s, state.gram, s)
-    bounds: np.ndarray = np.sqrt(np.maximum(squares, 0.0))
+    bounds: np.ndarray = np.linalg.norm(state.factor @ vector[-state.last :], axis=0)
     return bounds
 
 
