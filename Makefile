@@ -4,7 +4,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 
-.PHONY: demo test test-fast lint format bench results-page clean
+.PHONY: demo test test-fast lint format bench gpu gpu-wheels gpu-page results-page clean
 
 # torch first and alone: with it pinned and present, nothing else can pull a CUDA build of several GB.
 $(STAMP): pyproject.toml constraints.txt
@@ -36,6 +36,21 @@ format: $(STAMP)
 
 bench: $(STAMP)
 	$(BIN)/python benchmarks/run.py
+
+# On a machine with a GPU, bare and without network: `make gpu-wheels` elsewhere, carry gpu-wheels/ there, `make gpu`.
+# OPTIONS: --phases tests,products --budget 500 --resume gpu-results/gpu.json
+DEVICE ?= cuda
+SIZE   ?= full
+gpu:
+	$(PYTHON) -m benchmarks.gpu.run --device $(DEVICE) --size $(SIZE) $(OPTIONS)
+
+gpu-wheels: $(STAMP)
+	$(BIN)/python -m benchmarks.gpu.wheels $(OPTIONS)
+
+# docs/benchmarks-gpu.md from result files: make gpu-page FILE="docs/benchmarks-gpu/*.json"
+FILE ?= $(wildcard docs/benchmarks-gpu/*.json)
+gpu-page:
+	$(PYTHON) -m benchmarks.gpu.page $(FILE)
 
 # docs/results/report.md from the result files beside it
 results-page: $(STAMP)

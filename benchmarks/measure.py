@@ -12,8 +12,9 @@ import torch
 from benchmarks import page
 from benchmarks.memory import KRYLOV, measured
 from benchmarks.problems import NETWORKS, cnn_case, mlp_case, small_case
-from benchmarks.rows import Bench, Effort
+from benchmarks.rows import Bench
 from benchmarks.slices import POINTS, slice_rows
+from benchmarks.timing import Effort
 from benchmarks.truth import reference_of, truth_of
 from landscape.memory import keep_heap
 from landscape.objective import build_objective

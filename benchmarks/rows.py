@@ -12,7 +12,7 @@ from torch import Tensor
 
 from benchmarks import ours, peers
 from benchmarks.problems import Case
-from benchmarks.timing import Method, Setting, Timed, clocked, race
+from benchmarks.timing import Effort, Method, Setting, Timed, clocked, race
 from benchmarks.truth import Measure, Reference, Truth, distance
 
 ACCURACY = 1e-3
@@ -31,14 +31,6 @@ class Row:
     title: str
     accuracy: str
     tools: list[Timed]
-
-
-@dataclass(frozen=True)
-class Effort:
-    """Repetitions of timed rows, and seconds that the tuning of one tool may take."""
-
-    repetitions: int
-    patience: float
 
 
 def fastest_chunk(case: Case, build: Callable[[Case, int], peers.Product], sizes: tuple[int, ...]) -> int:

@@ -12,15 +12,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import loss_landscapes
 import numpy as np
 import torch
-from loss_landscapes.metrics.metric import Metric
 from torch.nn import functional as F
 
 from benchmarks.problems import Case
-from benchmarks.rows import Effort
-from benchmarks.timing import Timed, clocked
+from benchmarks.timing import Effort, Timed, clocked
 from landscape import slice as sliced
 from landscape.direction import Around
 from landscape.directions.random import Options, make
@@ -42,21 +39,19 @@ def mean_loss(case: Case, chunk: int) -> Callable[[Any], float]:
     return loss
 
 
-class Chunked(Metric):
-    """The same as a metric of loss-landscapes."""
-
-    def __init__(self, loss: Callable[[Any], float]) -> None:
-        super().__init__()
-        self.loss = loss
-
-    def __call__(self, wrapper: Any) -> float:
-        return self.loss(wrapper.forward)
-
-
 def landscapes(case: Case, seed: int, *, chunk: int) -> np.ndarray:
-    """loss-landscapes: filter-normalised random plane."""
+    """loss-landscapes: filter-normalised random plane, the loss as a metric of its kind."""
+    import loss_landscapes
+    from loss_landscapes.metrics.metric import Metric
+
+    loss = mean_loss(case, chunk)
+
+    class Chunked(Metric):
+        def __call__(self, wrapper: Any) -> float:
+            return loss(wrapper.forward)
+
     torch.manual_seed(seed)
-    metric = Chunked(mean_loss(case, chunk))
+    metric = Chunked()
     return np.asarray(loss_landscapes.random_plane(case.copy(), metric, distance=1, steps=POINTS, deepcopy_model=True))
 
 

@@ -48,6 +48,14 @@ class Timed:
         return statistics.median(self.seconds) if self.seconds else float("nan")
 
 
+@dataclass(frozen=True)
+class Effort:
+    """Repetitions of timed rows, and seconds that the tuning of one tool may take."""
+
+    repetitions: int
+    patience: float
+
+
 def clocked(function: Callable[[], Answer]) -> tuple[float, Answer]:
     gc.collect()
     start = time.perf_counter()

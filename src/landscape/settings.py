@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import functools
 import math
 import types
 from collections.abc import Iterable, Mapping
@@ -33,7 +34,7 @@ def parse_settings(kind: type[S], values: Mapping[str, Any], what: str) -> S:
         ProblemError: an unknown or missing name, or a value of the wrong type; the dataclass itself may raise
             it for values out of range.
     """
-    hints = get_type_hints(kind)
+    hints = _hints(kind)
     names = [f.name for f in fields(kind)]
     for name in values:
         if name not in names:
@@ -42,6 +43,12 @@ def parse_settings(kind: type[S], values: Mapping[str, Any], what: str) -> S:
         if f.name not in values and f.default is MISSING and f.default_factory is MISSING:
             raise ProblemError(f"{what} needs the setting {f.name!r}", f"its settings: {', '.join(names)}")
     return kind(**{name: _converted(value, hints[name], f"{what}: {name}") for name, value in values.items()})
+
+
+@functools.cache
+def _hints(kind: type) -> dict[str, Any]:
+    """Types of the fields: looking them up is most of what planning a sweep of thousands of runs takes."""
+    return get_type_hints(kind)
 
 
 def keyword_settings(kind: type[S], values: Mapping[str, Any], function: str) -> S:
