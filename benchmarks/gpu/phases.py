@@ -13,6 +13,7 @@ import gc
 import importlib.util
 import json
 import os
+import re
 import resource
 import signal
 import subprocess
@@ -50,6 +51,8 @@ ACCURACY = 1e-3
 STEPS, PROBES = 40, 3
 # Steps at either end that a peer without a stopping rule may take.
 KRYLOV_STEPS = (30, 40, 56, 80)
+# How a test file says that some of its tests are for a GPU.
+GPU_TESTS = r"mark\.gpu|DEVICES|device: str"
 # The check is given so many seconds (on a GPU, in a rehearsal), and so many to stop when it is interrupted.
 CHECK_SECONDS, STOPPING = (120.0, 8.0), 12.0
 CHECK = ("check", "--claim", "escape-dimensions", "--run")
@@ -121,7 +124,11 @@ TINY: dict[str, Callable[[], Case]] = {
 
 def tests(phase: Phase) -> None:
     """The tests marked gpu, each a row; in a rehearsal a few of the same tests, on the CPU."""
-    chosen = ["-k", "cpu and basis", "tests/test_devices.py"] if phase.device.type == "cpu" else ["-m", "gpu"]
+    if phase.device.type == "cpu":
+        chosen = ["-k", "cpu and basis", "tests/test_devices.py"]
+    else:  # only files with such tests: the others may need what a bare machine lacks
+        marked = [p for p in Path("tests").rglob("test_*.py") if re.search(GPU_TESTS, p.read_text())]
+        chosen = ["-m", "gpu", *map(str, sorted(marked, key=lambda p: p.name != "test_devices.py"))]
     command = [sys.executable, "-m", "pytest", "-q", "-p", "benchmarks.gpu.tests_as_rows", "-p", "no:cacheprovider"]
     command += ["--continue-on-collection-errors", *chosen]
     if phase.device.type == "cuda" and importable("xdist"):
