@@ -23,6 +23,12 @@ NORMS = (
 # Maps of each number by itself, or of each channel by itself, that come between layers.
 POOLS = (nn.AvgPool1d, nn.AvgPool2d, nn.MaxPool1d, nn.MaxPool2d, nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d)
 SHAPES = (nn.Flatten, nn.Identity, nn.Dropout)
+# Modules and functions that hand numbers on as they are, in eval mode.
+KEEPING = (*SHAPES, nn.Unflatten, nn.AlphaDropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.FeatureAlphaDropout)
+_KEEPING_FUNCTIONS: tuple[Any, ...] = (
+    *(torch.flatten, torch.squeeze, torch.unsqueeze, torch.reshape),
+    *("flatten", "squeeze", "unsqueeze", "reshape", "view", "contiguous", "float", "double"),
+)
 # σ(cz) = cσ(z) for c > 0.
 HOMOGENEOUS = (nn.ReLU, nn.LeakyReLU, *POOLS, *SHAPES)
 _FUNCTIONS: dict[Any, type[nn.Module]] = {
@@ -160,12 +166,25 @@ def followed_by(model: nn.Module, kinds: tuple[type[nn.Module], ...]) -> tuple[t
 
 
 def last_layer(model: nn.Module) -> str | None:
-    """Name of the linear layer whose output is the model's; None if there is none or it cannot be found."""
+    """Name of the linear layer whose output is the model's, but for what changes no number; "" where the model itself
+    is the layer; None if there is none or it cannot be found."""
+    if isinstance(model, nn.Linear):
+        return ""
     graph = traced(model)
     if graph is None:
         return None
     modules = dict(model.named_modules())
     output = next(n for n in graph.nodes if n.op == "output")
     source = output.args[0]
+    while isinstance(source, fx.Node) and _keeps_numbers(source, modules):
+        source = source.args[0]
     is_linear = isinstance(source, fx.Node) and isinstance(_module(source, modules), nn.Linear)
     return str(source.target) if is_linear else None
+
+
+def _keeps_numbers(node: fx.Node, modules: dict[str, nn.Module]) -> bool:
+    """Whether a node hands on the numbers of its first argument, in another shape at most, in eval mode."""
+    module = _module(node, modules)
+    if module is not None:
+        return isinstance(module, KEEPING)
+    return node.op in ("call_function", "call_method") and node.target in _KEEPING_FUNCTIONS

@@ -36,7 +36,7 @@ class Symmetries:
     @property
     def any(self) -> bool:
         """Whether there can be named zero modes at all."""
-        return bool(self.hidden or self.normalised or self.shift)
+        return bool(self.hidden or self.normalised) or self.shift is not None
 
 
 def symmetries_of(model: nn.Module, layout: Layout, loss: str | None) -> Symmetries:
@@ -58,17 +58,20 @@ def zero_modes(
     matvec: Callable[[Tensor], Tensor],
     scale: float,
     most: int = MOST,
+    left_out: tuple[str, ...] = (),
 ) -> tuple[Tensor, dict[str, int]]:
     """An orthonormal basis [P, k] of the verified tangents at θ [P], and how many each symmetry adds.
 
     Args:
         matvec: v [P, b] -> Hv. scale: max |eigenvalue| of H.
-        most: symmetries with more candidates than this are left out.
+        most: symmetries with more candidates than this are left out. left_out: names of symmetries not to look for.
     """
     tensors = dict(zip(symmetries.layout.names, symmetries.layout.unflatten(theta), strict=True))
     basis = theta.new_zeros(len(theta), 0)
     counts: dict[str, int] = {}
     for name, finder in FINDERS.items():
+        if name in left_out:
+            continue
         candidates = _stacked(symmetries, islice(finder(symmetries, tensors), most + 1), theta)
         if candidates.shape[1] > most:
             continue
@@ -153,14 +156,15 @@ def softmax_shift(symmetries: Symmetries, tensors: Tensors) -> Iterator[Tensors]
     layer = symmetries.shift
     if layer is None:
         return
-    weight, bias = tensors.get(f"{layer}.weight"), tensors.get(f"{layer}.bias")
+    prefix = f"{layer}." if layer else ""
+    weight, bias = tensors.get(f"{prefix}weight"), tensors.get(f"{prefix}bias")
     if weight is not None:
         for k in range(weight.shape[1]):
             moved = torch.zeros_like(weight)
             moved[:, k] = 1
-            yield {f"{layer}.weight": moved}
+            yield {f"{prefix}weight": moved}
     if bias is not None:
-        yield {f"{layer}.bias": torch.ones_like(bias)}
+        yield {f"{prefix}bias": torch.ones_like(bias)}
 
 
 def normalisation(symmetries: Symmetries, tensors: Tensors) -> Iterator[Tensors]:
