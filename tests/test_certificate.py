@@ -8,11 +8,11 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from landscape.certificate import Certificate, Interval, Pair, decide, from_dict
+from landscape.certificate import Certificate, Interval, Kinks, Pair, decide, from_dict
 from landscape.certifying import certify_stack, inertia
 from landscape.data import load_data
 from landscape.descending_large import certify_large
@@ -50,6 +50,7 @@ def at(value: float) -> dict[str, Interval]:
     return {"lambda_min": around, "lambda_min_beyond": around}
 
 
+FALLING = {"vanishing": True, "gradient_norm": 1e-3, "gradient_pull": 1e-3, "gradient_inf": 1e-3}
 PAIR = Pair("0", 1, 2, 0.01, 50.0)
 CASES: dict[str, tuple[dict[str, object], str]] = {
     "all eigenvalues positive": ({}, "minimum"),
@@ -73,6 +74,32 @@ CASES: dict[str, tuple[dict[str, object], str]] = {
     "growing a little": ({"gradient_inf": 1e-4, "flatness": 0.5, "norm_growth": 0.01, "pair": PAIR}, "not stationary"),
     "grew, but arrived": ({"norm_growth": 2.0, "pair": PAIR}, "minimum"),
     "NaN": ({"loss": math.nan}, "failed"),
+    "a gradient that the data's pulls cancel to": ({"gradient_norm": 1e-3, "gradient_pull": 1e6}, "minimum"),
+    "a small gradient that nothing cancels": ({"gradient_norm": 1e-12, "gradient_pull": 1e-12}, "not stationary"),
+    "a gradient of rounding": (
+        {"gradient_norm": 1e-12, "gradient_pull": 1e-12, "gradient_rounding": 1e-12},
+        "minimum",
+    ),
+    "probabilities next to certain": ({"vanishing": True, "loss": 1e-12}, "channel"),
+    "a loss of probabilities that falls to 0": (
+        {**FALLING, "loss": 1e-3, "newton_decrement": 1e-3**0.5, "loss_drop": 0.9},
+        "channel",
+    ),
+    "the same, and no descent shows that it falls": (
+        {**FALLING, "loss": 1e-3, "newton_decrement": 1e-3**0.5, "loss_drop": math.nan},
+        "not stationary",
+    ),
+    "the same, but a minimum is near": (
+        {**FALLING, "loss": 1e-3, "newton_decrement": 1e-6, "loss_drop": 0.9},
+        "not stationary",
+    ),
+    "a kink that holds": ({"gradient_pull": 1.0, "kinks": Kinks(3, "relu", 0.1, math.nan, 1.0)}, "degenerate"),
+    "a kink to fall from": ({"gradient_pull": 1.0, "kinks": Kinks(3, "relu", -0.1, 0.2, 1.0)}, "not stationary"),
+    "a kink to bend down from": ({"gradient_pull": 1.0, "kinks": Kinks(3, "relu", 0.0, -0.2, 1.0)}, "saddle"),
+    "a kink whose other side autograd takes": (
+        {"gradient_norm": 1.0, "gradient_pull": 1.0, "kinks": Kinks(3, "relu", 0.1, math.nan, 1.0)},
+        "degenerate",
+    ),
     "Lanczos, nothing excluded": (
         {"exact": False, "lambda_min_beyond": Interval(0.1, -math.inf, 0.1), "lambda_min": Interval(0.1, -1.0, 0.1)},
         "unresolved",
@@ -89,12 +116,15 @@ def test_verdicts(name: str) -> None:
 
 
 def test_a_certificate_survives_a_header() -> None:
-    made = replace(SOUND, pair=PAIR, flatness=math.nan, symmetries={"rescaling": 2})
+    kinks = Kinks(2, "relu in 1: 2", 0.0, math.nan, 1.0)
+    made = replace(SOUND, pair=PAIR, kinks=kinks, flatness=math.nan, symmetries={"rescaling": 2}, gradient_pull=1.0)
     again = from_dict(plain(made.as_dict()))
     assert plain(again.as_dict()) == plain(made.as_dict())
     assert again.pair == PAIR
+    assert again.verdict == made.verdict == "degenerate"
 
 
+@settings(deadline=None)
 @given(st.integers(2, 12), st.integers(0, 10**6), st.floats(1e-5, 1.0), st.floats(-12, 12))
 def test_a_planted_saddle_is_never_called_a_minimum(n: int, seed: int, depth: float, scale: float) -> None:
     generator = np.random.default_rng(seed)
@@ -118,8 +148,11 @@ def test_no_planted_saddle_of_a_thousand_is_called_a_minimum() -> None:
         eigenvalues /= np.abs(eigenvalues).max()
         matrix = planted_dense(torch.as_tensor(eigenvalues), seed)
         # Off the exact point by what a descent leaves, and with a cubic term.
-        theta = 1e-11 * torch.as_tensor(generator.standard_normal(n))
-        stack, rows = surfaces(lambda t, m=matrix: 0.5 * t @ (m @ t) + t.pow(3).sum(), theta.unsqueeze(0))
+        centre = torch.as_tensor(generator.standard_normal(n))
+        theta = centre * (1 + torch.finfo(torch.float64).eps * torch.as_tensor(generator.integers(-2, 3, n)))
+        stack, rows = surfaces(
+            lambda t, m=matrix, c=centre: 0.5 * (t - c) @ (m @ (t - c)) + (t - c).pow(3).sum(), theta.unsqueeze(0)
+        )
         verdicts.append(certify_stack(stack, rows)[0].verdict)
     assert set(verdicts) == {"saddle"}
 
@@ -304,6 +337,16 @@ def test_relu_networks_have_a_rescaling_per_live_neuron_and_dead_units_are_free(
     dead = explained(model)
     assert dead.symmetries == {"dead units": 3 + 1 + 2, "rescaling": 3}
     assert dead.verdict == "minimum"
+
+
+@pytest.mark.parametrize("behind", [None, nn.Identity(), nn.Dropout(0.5), nn.Flatten()])
+@pytest.mark.parametrize("hidden", [False, True])
+def test_a_common_shift_is_named_wherever_the_last_layer_stands(behind: nn.Module | None, hidden: bool) -> None:
+    torch.manual_seed(0)
+    layer: nn.Module = nn.Linear(3, 3)
+    parts = [nn.Linear(3, 3), nn.Tanh()] if hidden else []
+    model = layer if behind is None and not hidden else nn.Sequential(*parts, layer, *([behind] if behind else []))
+    assert explained(model, "cross_entropy").symmetries == {"softmax shift": 4}
 
 
 def test_a_common_shift_of_logits_is_named() -> None:

@@ -7,8 +7,9 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any
 
-# Stationary: max |∇L| <= STATIONARY · max(1, |L|).
-STATIONARY = 1e-8
+# Stationary: ‖∇L‖ <= STATIONARY · what parts of the data pull, each by itself; or max |∇L| within so many times its
+# rounding.
+STATIONARY, ROUNDING = 1e-8, 10.0
 # Eigenvalues within this share of max |λ| are zero, unless the caller says otherwise.
 TAU = 1e-6
 TAUS = (1e-8, 1e-6, 1e-4)
@@ -19,6 +20,17 @@ ABOVE_ROUNDING = 1e3
 # while the loss creeps: it loses less than that share of itself.
 GROWING = 0.02
 CREEPING, CREEPING_ALONE = 0.3, 0.1
+# Losses of probabilities: hard labels are met at infinity only. Along L = exp(−t) the squared Newton decrement is L,
+# t^−p has p/(p + 1) of it, a minimum of value 0 twice as much and one of another value nothing. Below the first number
+# of nats, or below the second where a descent lost half of the loss in its second half, such a ratio tells.
+VANISHING = ("cross_entropy", "bce")
+RATIO, SMALL, FALLING = (0.5, 1.6), (1e-6, 1e-2), 0.5
+# Units in the last place, by dtype.
+EPS = {"float64": 2.0**-52, "float32": 2.0**-23}
+# Below this many nats, or units in the last place of its probabilities, such a loss has nowhere else to go.
+NOTHING, NOTHING_ULPS = 1e-9, 1e3
+# One-sided slopes and curvatures at kinks are below zero by more than this share of the largest ones.
+ONE_SIDED = 1e-4
 
 VERDICTS = (
     "minimum",
@@ -67,14 +79,35 @@ class Pair:
 
 
 @dataclass(frozen=True)
+class Kinks:
+    """Corners of piecewise linear functions at the point, which the Hessian does not see.
+
+    Attributes:
+        count: activations at a corner, over all samples. where: the functions and their modules.
+        slope: lowest one-sided derivative of L that was found, along unit directions.
+        curvature: lowest one-sided second derivative among directions without a slope; NaN: there was none.
+        largest: of the second derivatives met, absolute.
+    """
+
+    count: int
+    where: str
+    slope: float
+    curvature: float
+    largest: float
+
+
+@dataclass(frozen=True)
 class Certificate:
     """What is known about a point, measured in `dtype` over the data.
 
     Attributes:
         dtype: arithmetic. full_data: whether all samples entered. parameters: P.
         loss: L. loss_floor: below this a squared error cannot be told from 0; 0.0 for other losses.
+        vanishing: whether the loss is one of probabilities, whose infimum 0 is met at infinity only.
         gradient_inf, gradient_norm: max |∇L| and ‖∇L‖. gradient_rounding: rounding error of max |∇L|, estimated.
-        newton_decrement: √(∇Lᵀ |H|⁺ ∇L) over the eigenvalues beyond τ; NaN where H is not dense.
+        gradient_pull: what parts of the data pull, ‖·‖, see `gradient_scale.part_gradients`; NaN: it was not measured.
+        newton_decrement: √(∇Lᵀ |H|⁺ ∇L) over the eigenvalues beyond τ and beyond their error; NaN where H
+            is not dense.
         lambda_min: lowest eigenvalue of H.
         lambda_min_beyond: the lowest one after projecting out the tangents of named symmetries.
         lambda_max: max |eigenvalue|.
@@ -86,6 +119,7 @@ class Certificate:
         loss_drop: share of the loss lost over that half.
         flatness: ‖H∇L‖ / (‖H‖ ‖∇L‖); NaN where the gradient is rounding.
         pair: see `Pair`; None where no two neurons are near.
+        kinks: see `Kinks`; None where the loss has two derivatives.
         exact: dense spectrum (True) or Lanczos with an exclusion bound (False).
         products: curvature products spent. products_needed: in all, to settle an unresolved case; None otherwise.
     """
@@ -111,14 +145,23 @@ class Certificate:
     loss_drop: float = math.nan
     flatness: float = math.nan
     pair: Pair | None = None
+    gradient_pull: float = math.nan
+    vanishing: bool = False
+    kinks: Kinks | None = None
     exact: bool = True
     products: int = 0
     products_needed: int | None = None
 
     @property
     def stationary(self) -> bool:
-        """max |∇L| <= 1e-8 max(1, |L|)."""
-        return self.gradient_inf <= STATIONARY * max(1.0, abs(self.loss))
+        """Whether the gradient is nothing beside the pull of the data, or nothing but rounding.
+
+        Certificates from before the pull was measured have max |∇L| <= 1e-8 max(1, |L|) for it.
+        """
+        if math.isnan(self.gradient_pull):
+            return self.gradient_inf <= STATIONARY * max(1.0, abs(self.loss))
+        small = self.gradient_norm <= STATIONARY * self.gradient_pull
+        return small or self.gradient_inf <= ROUNDING * self.gradient_rounding
 
     @property
     def verdict(self) -> str:
@@ -146,7 +189,10 @@ def from_dict(values: Mapping[str, Any]) -> Certificate:
     for name in ("lambda_min", "lambda_min_beyond"):
         found[name] = Interval(**{k: math.nan if v is None else v for k, v in found[name].items()})
     found["pair"] = None if found.get("pair") is None else Pair(**found["pair"])
-    numbers = ("newton_decrement", "parameter_norm", "norm_growth", "loss_drop", "flatness")
+    if found.get("kinks") is not None:
+        corner: dict[str, Any] = {k: math.nan if v is None else v for k, v in found["kinks"].items()}
+        found["kinks"] = Kinks(**corner)
+    numbers = ("newton_decrement", "parameter_norm", "norm_growth", "loss_drop", "flatness", "gradient_pull")
     found |= {name: math.nan for name in numbers if found.get(name) is None}
     return Certificate(**found)
 
@@ -160,6 +206,8 @@ def decide(c: Certificate) -> tuple[str, str]:
     channel = _channel(c)
     if channel:
         return "channel", channel
+    if c.kinks is not None and (c.stationary or c.kinks.slope >= -ONE_SIDED * c.gradient_pull):
+        return _cornered(c, c.kinks)
     if not c.stationary:
         return _moving(c)
     floor = c.tau * c.lambda_max
@@ -185,6 +233,8 @@ def decide(c: Certificate) -> tuple[str, str]:
 
 def _channel(c: Certificate) -> str:
     """Why the parameters are taken to run to infinity; empty if they are not."""
+    if c.vanishing and (vanishes := _vanishes(c)):
+        return vanishes
     certain = c.stationary and (c.pair is None or c.lambda_min_beyond.low > c.tau * c.lambda_max)
     if not c.norm_growth > GROWING or certain:
         return ""
@@ -198,8 +248,36 @@ def _channel(c: Certificate) -> str:
     return ""
 
 
+def _vanishes(c: Certificate) -> str:
+    """Why a loss of probabilities is taken to fall to 0, which it does at infinity only; empty if it is not."""
+    if c.loss <= max(NOTHING, NOTHING_ULPS * EPS[c.dtype]):
+        return f"the loss {c.loss:.1e} of probabilities is next to 0, which is met at infinity only"
+    ratio = c.newton_decrement**2 / c.loss
+    falls = c.loss < SMALL[0] or (c.loss < SMALL[1] and c.loss_drop > FALLING)
+    if falls and RATIO[0] <= ratio <= RATIO[1]:
+        return (
+            f"the loss {c.loss:.1e} falls to 0 at infinity: the squared Newton decrement is {ratio:.2g} of it, "
+            "where a minimum has next to nothing"
+        )
+    return ""
+
+
+def _cornered(c: Certificate, kinks: Kinks) -> tuple[str, str]:
+    """The verdict where second derivatives are one-sided."""
+    what = f"{kinks.count:,} activations are at a kink ({kinks.where})"
+    if kinks.slope < -ONE_SIDED * c.gradient_pull:
+        return "not stationary", f"{what}, on one side of which the loss falls with slope {-kinks.slope:.2g}"
+    if kinks.curvature < -ONE_SIDED * kinks.largest:
+        return "saddle", f"{what}, on one side of which the curvature is {kinks.curvature:.3g}"
+    return "degenerate", f"{what}: the Hessian holds on one side only, and cannot tell a minimum from a saddle"
+
+
 def _moving(c: Certificate) -> tuple[str, str]:
-    size = f"max |gradient| is {c.gradient_inf:.1e}, above {STATIONARY * max(1.0, abs(c.loss)):.0e}"
+    if math.isnan(c.gradient_pull):
+        size = f"max |gradient| is {c.gradient_inf:.1e}, above {STATIONARY * max(1.0, abs(c.loss)):.0e}"
+    else:
+        share = c.gradient_norm / c.gradient_pull if c.gradient_pull else math.inf
+        size = f"the gradient is {share:.1e} of what parts of the data pull, above {STATIONARY:.0e}"
     if c.flatness < FLAT and c.gradient_inf > ABOVE_ROUNDING * c.gradient_rounding:
         return (
             "gradient-flat",

@@ -9,12 +9,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from landscape.certificate import TAU, TAUS, Certificate, Interval, Pair, SecondHalf
+from landscape.certificate import TAU, TAUS, VANISHING, Certificate, Interval, Kinks, Pair, SecondHalf
 from landscape.ensemble import Stack
+from landscape.gradient_scale import gradient_noise, part_gradients
+from landscape.kinks import Sides, corners, examine, piecewise
 from landscape.symmetries import Symmetries, neurons, symmetries_of, zero_modes
 
-# Relative to the rounding of the outputs: a squared error whose residuals are this small is zero.
-FLOOR = 1e5
 # Neurons nearer than this whose output weights oppose by more than that are a pair that merges.
 NEAR, OPPOSED = 0.2, 3.0
 # Bytes of Hessians at a time.
@@ -124,6 +124,53 @@ def certify_dense(
     """As `certify_stack`, from Hessians that the caller has taken at θ."""
     if symmetries is None:
         symmetries = symmetries_of(stack.model, stack.layout, stack.loss_name)
+    eigenvalues = hessians.values
+    largest = eigenvalues.abs().amax(1)
+    columns, gradient, bound = _measured(stack, theta, hessians, rows, tau)
+    numbers = {name: column.tolist() for name, column in columns.items()}
+    zeros = {t: (eigenvalues.abs() <= t * largest.unsqueeze(1)).sum(1).tolist() for t in TAUS}
+    negative = (eigenvalues < -tau * largest.unsqueeze(1)).sum(1).tolist()
+    lowest, bounds = eigenvalues[:, 0].tolist(), bound.tolist()
+    pairs = _merging_pairs(stack, symmetries, theta)
+    floors = loss_floor(stack, torch.arange(len(theta), device=theta.device) if rows is None else rows).tolist()
+    kinks = _kinks(stack, theta, hessians, gradient, rows, numbers)
+    certificates = []
+    for i in range(len(theta)):
+        row = {name: column[i] for name, column in numbers.items()}
+        if row["gradient_inf"] <= 10 * row["gradient_rounding"]:
+            row["flatness"] = math.nan
+        least: float = lowest[i]
+        explained: dict[str, int] = {}
+        if symmetries.any and math.isfinite(row["lambda_max"]) and lowest[i] <= tau * row["lambda_max"]:
+            left_out = ("dead units",) if kinks[i] is not None else ()
+            least, explained = _least_beyond(
+                symmetries, theta[i], hessians.matrix[i], row["lambda_max"], lowest[i], left_out
+            )
+        certificates.append(
+            Certificate(
+                dtype=str(theta.dtype).removeprefix("torch."),
+                full_data=full_data,
+                parameters=stack.parameters,
+                loss_floor=floors[i],
+                lambda_min=_around(lowest[i], bounds[i]),
+                lambda_min_beyond=_around(least, bounds[i]),
+                vanishing=vanishing(stack),
+                negative=negative[i],
+                zeros={f"{t:g}": column[i] for t, column in zeros.items()},
+                symmetries=explained,
+                tau=tau,
+                pair=pairs[i],
+                kinks=kinks[i],
+                **row,
+            )
+        )
+    return certificates
+
+
+def _measured(
+    stack: Stack, theta: Tensor, hessians: DenseHessians, rows: Tensor | None, tau: float
+) -> tuple[dict[str, Tensor], Tensor, Tensor]:
+    """Numbers of certificates by name [A], gradients [A, P], and how far eigenvalues may be off [A]."""
     eps = torch.finfo(theta.dtype).eps
     value, gradient = stack.values_and_gradients(theta, rows)
     finite = hessians.finite & torch.isfinite(value)
@@ -133,7 +180,7 @@ def certify_dense(
     rounding = math.sqrt(stack.parameters) * eps * largest + eps * stack.saturation(theta, rows)
     bound = hessians.asymmetry + rounding
     slope = (eigenvectors.mT @ gradient.unsqueeze(2)).squeeze(2)
-    beyond = eigenvalues.abs() > tau * largest.unsqueeze(1)
+    beyond = eigenvalues.abs() > torch.maximum(tau * largest, bound).unsqueeze(1)
     decrement = (slope.square() / eigenvalues.abs().clamp(min=1e-300) * beyond).sum(1).sqrt()
     norm = gradient.norm(dim=1)
     flat = (eigenvalues * slope).norm(dim=1) / (largest * norm).clamp(min=1e-300)
@@ -141,44 +188,62 @@ def certify_dense(
         "loss": value,
         "gradient_inf": gradient.abs().amax(1),
         "gradient_norm": norm,
-        "gradient_rounding": eps * largest * theta.norm(dim=1),
+        "gradient_rounding": torch.maximum(
+            eps * largest * theta.norm(dim=1), gradient_noise(stack, theta, gradient, rows)
+        ),
+        "gradient_pull": part_gradients(stack, theta, rows),
         "newton_decrement": decrement,
         "lambda_max": torch.where(finite, largest, torch.nan),
         "parameter_norm": theta.norm(dim=1),
         "flatness": flat,
     }
-    numbers = {name: column.tolist() for name, column in columns.items()}
-    zeros = {t: (eigenvalues.abs() <= t * largest.unsqueeze(1)).sum(1).tolist() for t in TAUS}
-    negative = (eigenvalues < -tau * largest.unsqueeze(1)).sum(1).tolist()
-    lowest, bounds = eigenvalues[:, 0].tolist(), bound.tolist()
-    pairs = _merging_pairs(stack, symmetries, theta)
-    floors = loss_floor(stack, torch.arange(len(theta), device=theta.device) if rows is None else rows).tolist()
-    certificates = []
-    for i in range(len(theta)):
-        row = {name: column[i] for name, column in numbers.items()}
-        if row["gradient_inf"] <= 10 * row["gradient_rounding"]:
-            row["flatness"] = math.nan
-        least: float = lowest[i]
-        explained: dict[str, int] = {}
-        if symmetries.any and finite[i] and lowest[i] <= tau * row["lambda_max"]:
-            least, explained = _least_beyond(symmetries, theta[i], hessians.matrix[i], row["lambda_max"], lowest[i])
-        certificates.append(
-            Certificate(
-                dtype=str(theta.dtype).removeprefix("torch."),
-                full_data=full_data,
-                parameters=stack.parameters,
-                loss_floor=floors[i],
-                lambda_min=_around(lowest[i], bounds[i]),
-                lambda_min_beyond=_around(least, bounds[i]),
-                negative=negative[i],
-                zeros={f"{t:g}": column[i] for t, column in zeros.items()},
-                symmetries=explained,
-                tau=tau,
-                pair=pairs[i],
-                **row,
-            )
-        )
-    return certificates
+    return columns, gradient, bound
+
+
+def _kinks(
+    stack: Stack,
+    theta: Tensor,
+    hessians: DenseHessians,
+    gradient: Tensor,
+    rows: Tensor | None,
+    numbers: dict[str, list[float]],
+) -> list[Kinks | None]:
+    """Of every member, its activations at corners; None where it has two derivatives."""
+    index = list(range(len(theta))) if rows is None else rows.tolist()
+    found: list[Kinks | None] = [None] * len(theta)
+    leaves = [t.detach().requires_grad_() for t in theta]
+    if not piecewise(lambda: stack.member_sum(leaves[0], index[0], stack.batches[0])):
+        return found
+    for i, leaf in enumerate(leaves):
+        if not (math.isfinite(numbers["loss"][i]) and math.isfinite(numbers["lambda_max"][i])):
+            continue
+        met = corners(stack.model, lambda: [stack.member_sum(leaf, index[i], b) for b in stack.batches])  # noqa: B023
+        found[i] = examine(met, _sides(stack, theta[i], index[i], hessians, i, gradient[i], numbers)) if met else None
+    return found
+
+
+def _sides(
+    stack: Stack,
+    theta: Tensor,
+    row: int,
+    hessians: DenseHessians,
+    i: int,
+    gradient: Tensor,
+    numbers: dict[str, list[float]],
+) -> Sides:
+    def members(points: Tensor) -> Tensor:
+        return torch.full((len(points),), row, dtype=torch.long, device=points.device)
+
+    return Sides(
+        theta,
+        gradient,
+        numbers["gradient_rounding"][i],
+        lambda v: hessians.matrix[i] @ v,
+        numbers["lambda_max"][i],
+        lambda points: stack.values_and_gradients(points, members(points))[1],
+        lambda points: stack.hessians(points, members(points)),
+        hessians.vectors[i, :, 0],
+    )
 
 
 def _around(value: float, bound: float) -> Interval:
@@ -186,10 +251,10 @@ def _around(value: float, bound: float) -> Interval:
 
 
 def _least_beyond(
-    symmetries: Symmetries, theta: Tensor, matrix: Tensor, scale: float, lowest: float
+    symmetries: Symmetries, theta: Tensor, matrix: Tensor, scale: float, lowest: float, left_out: tuple[str, ...]
 ) -> tuple[float, dict[str, int]]:
     """The lowest eigenvalue of H on the complement of the verified tangents, and what each symmetry explains."""
-    basis, counts = zero_modes(symmetries, theta, lambda v: matrix @ v, scale)
+    basis, counts = zero_modes(symmetries, theta, lambda v: matrix @ v, scale, left_out=left_out)
     if not counts:
         return lowest, {}
     if basis.shape[1] == len(theta):
@@ -198,9 +263,14 @@ def _least_beyond(
     return float(torch.linalg.eigvalsh(complement.mT @ matrix @ complement)[0]), counts
 
 
+def vanishing(stack: Stack) -> bool:
+    """Whether the loss is one of probabilities alone, whose infimum 0 is met at infinity only."""
+    return stack.loss_name in VANISHING and not stack.weight_decay
+
+
 def loss_floor(stack: Stack, rows: Tensor) -> Tensor:
-    """Squared errors that rounding makes in float64, of the members `rows` [A]; 0 in float32, for other losses and with
-    weight decay."""
+    """Squared errors that rounding of the targets makes in float64, of the members `rows` [A]; 0 in float32, for other
+    losses and with weight decay."""
     square = torch.zeros(len(rows), dtype=torch.float64, device=stack.device)
     if stack.loss_name != "mse" or stack.weight_decay or stack.dtype != torch.float64:
         return square
@@ -208,7 +278,7 @@ def loss_floor(stack: Stack, rows: Tensor) -> Tensor:
         square += (
             stack.others[targets][rows].square().flatten(1).sum(1) if stack.own else targets.double().square().sum()
         )
-    return (FLOOR * torch.finfo(stack.dtype).eps) ** 2 * square / stack.count
+    return torch.finfo(stack.dtype).eps ** 2 * square / stack.count
 
 
 def _merging_pairs(stack: Stack, symmetries: Symmetries, theta: Tensor) -> list[Pair | None]:

@@ -12,8 +12,9 @@ import torch
 from torch import Tensor
 
 from landscape.certificate import TAU, SecondHalf
-from landscape.certifying import loss_floor
+from landscape.certifying import loss_floor, vanishing
 from landscape.ensemble import Stack
+from landscape.gradient_scale import part_gradients
 from landscape.optim.damped import (
     CONVERGED,
     REASONS,
@@ -32,12 +33,20 @@ from landscape.optim.newton import escape_direction, gradient_norm_newton, saddl
 TARGETS = ("minimum", "critical")
 # Gauss–Newton steps go on while they gain this share of the loss in so many iterations.
 WINDOW, PROGRESS = 20, 0.2
+# A flow ends where max |∇L| is this share of what parts of the data pull at its start.
+FLOWN = 1e-8
 # Newton steps that gain less than this in so many iterations run along a channel or a plateau.
 LONG_WINDOW, CREEPING = 200, 0.01
 # Times that a saddle is left.
 ESCAPES = 10
 # ‖θ‖ beyond this many times its start (at least 1) has run away.
 RUNAWAY_NORM = 1e4
+# A gradient counts beside what parts of the data pull. Where those pull less at the end than at the start (towards
+# interpolation), a descent goes on until the gradient is below this share of it, so many times at most.
+SETTLED, ROUNDS = 1e-9, 3
+# Losses of probabilities vanish at infinity only: a descent does not follow them below this many nats, where second
+# derivatives still have digits that tell.
+EMPTY = 1e-10
 # Points of a trajectory that keep θ, at most.
 SNAPSHOTS = 24
 # Points of a descent from which on its second half says where it is heading.
@@ -120,7 +129,8 @@ class Way:
 
     Attributes:
         to: "minimum" (saddles are left) or "critical" (whatever index is nearest).
-        steps: iterations of each member, at most. gradient: aim for max |∇L|, times max(1, |L|).
+        steps: iterations of each member, at most. gradient: aim for max |∇L|, as a share of what parts of the data
+            pull.
         tau: eigenvalues below −τ max |λ| are ways out of a saddle.
         gauss_newton: whether to begin with Gauss–Newton steps, for the losses that have them.
         target: stop at this loss. save: iterations whose θ is kept whatever happens.
@@ -155,6 +165,7 @@ def flow_stack(
 ) -> tuple[Descent, list[Trajectory]]:
     """As `descend_stack`, by gradient flow from every row of θ, then Newton steps for the last digits."""
     arrived = theta.clone()
+    scale = part_gradients(stack, theta)
     flows = []
     for i in range(len(theta)):
         row = torch.tensor([i], device=theta.device)
@@ -165,7 +176,7 @@ def flow_stack(
         def hessian(x: np.ndarray, row: Tensor = row) -> np.ndarray:
             return stack.hessians(_row(x, theta), row)[0].cpu().numpy()
 
-        flow = gradient_flow(gradient, hessian, theta[i].cpu().numpy())
+        flow = gradient_flow(gradient, hessian, theta[i].cpu().numpy(), tolerance=FLOWN * float(scale[i]))
         flows.append(flow)
         arrived[i] = _row(flow.theta[-1], theta)[0]
         if progress is not None:
@@ -197,7 +208,9 @@ class _Descending:
         self.trajectories = [Trajectory() for _ in range(len(theta))]
         self.norms = RUNAWAY_NORM * theta.norm(dim=1).clamp(min=1)
         count = len(theta)
-        floor = (loss_floor(stack, torch.arange(count, device=theta.device)) / 100).clamp(min=way.target)
+        floor = loss_floor(stack, torch.arange(count, device=theta.device)).clamp(min=way.target)
+        if vanishing(stack):
+            floor = floor.clamp(min=EMPTY)
         self.floor = torch.where(floor > 0, floor, -math.inf).to(theta.dtype)
         self.limits = Limits(gradient=way.gradient, steps=way.steps)
         self.value, self.gradient_inf = theta.new_full((count,), math.nan), theta.new_full((count,), math.nan)
@@ -274,20 +287,33 @@ class _Descending:
         """One method on some members, from where they are, within the iterations they have left."""
         if not len(rows):
             return
-        left = self.way.steps - self.steps[rows]
-        rows, left = rows[left > 0], left[left > 0]
+        scale = part_gradients(self.stack, self.theta[rows], rows)
+        for _ in range(ROUNDS):
+            left = self.way.steps - self.steps[rows]
+            rows, left, scale = rows[left > 0], left[left > 0], scale[left > 0]
+            if not len(rows):
+                return
+            ended = damped_descent(
+                self.theta[rows],
+                method,
+                replace(limits, steps=left, scale=scale, floor=self.floor[rows], norm=self.norms[rows]),
+                self._observe,
+                rows,
+            )
+            self.theta[rows], self.value[rows], self.gradient_inf[rows] = ended.theta, ended.value, ended.gradient_inf
+            self.steps[rows] += ended.steps
+            self.reason[rows] = ended.reason
+            rows, scale = self._unsettled(rows, scale)
+
+    def _unsettled(self, rows: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
+        """Members that converged beside the pull of the data at their start, not beside that at their end; and that."""
+        open_ = (self.reason[rows] == CONVERGED) & (self.value[rows] > self.floor[rows]) & (self.gradient_inf[rows] > 0)
+        rows, scale = rows[open_], scale[open_]
         if not len(rows):
-            return
-        ended = damped_descent(
-            self.theta[rows],
-            method,
-            replace(limits, steps=left, floor=self.floor[rows], norm=self.norms[rows]),
-            self._observe,
-            rows,
-        )
-        self.theta[rows], self.value[rows], self.gradient_inf[rows] = ended.theta, ended.value, ended.gradient_inf
-        self.steps[rows] += ended.steps
-        self.reason[rows] = ended.reason
+            return rows, scale
+        now = part_gradients(self.stack, self.theta[rows], rows)
+        again = self.gradient_inf[rows] > SETTLED * now
+        return rows[again], now[again]
 
     def _observe(self, iteration: int, rows: Tensor, theta: Tensor, local: Local) -> None:
         loss, norm = local["value"].tolist(), theta.norm(dim=1).tolist()

@@ -10,10 +10,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from landscape.certificate import Certificate, Interval, SecondHalf
-from landscape.certifying import FLOOR
+from landscape.batches import rechunk
+from landscape.certificate import VANISHING, Certificate, Interval, Kinks, SecondHalf
 from landscape.descending import Progress, Trajectory, Way
 from landscape.errors import NumericalError
+from landscape.gradient_scale import part_gradients_of
+from landscape.kinks import Sides, corners, examine
 from landscape.linalg.exclusion import exclusion_bound
 from landscape.linalg.lanczos import Extremes
 from landscape.objective import Objective, gradients
@@ -60,7 +62,7 @@ def descend_large(
     keep = way.keep_points and len(start) <= SNAPSHOT_PARAMETERS
 
     def put(theta: Tensor, **more: Any) -> None:
-        pieces.put(name, {"theta": theta.cpu(), "trajectory": trajectory.as_plain(), **more})
+        pieces.put(name, {"theta": theta.cpu(), "trajectory": trajectory.as_plain(), "tolerance": tolerance, **more})
 
     def observe(theta: Tensor, value: float, slope: Tensor) -> None:
         nonlocal again
@@ -83,7 +85,9 @@ def descend_large(
         return operator
 
     left = way.steps - max(0, len(trajectory.loss) - 1)
-    limits = {"tolerance": way.gradient, "steps": left, "observe": observe}
+    move(objective, start)
+    tolerance = way.gradient * part_gradients_of(objective) if aside is None else aside["tolerance"]
+    limits = {"tolerance": tolerance, "steps": left, "observe": observe}
     if method == "lbfgs":
         ended = lbfgs(gradient, start, **limits)  # type: ignore[arg-type]
     else:
@@ -178,6 +182,7 @@ def certify_large(
     interval = Interval(lowest, -math.inf if math.isnan(low) else low - noise, lowest + noise)
     image = operator(gradient)
     pair = _pair(operator, first.bottom_vector[:, 0].contiguous())
+    rounding = max(eps * largest * float(objective.point().norm()), _gradient_noise(objective, gradient))
     certificate = Certificate(
         dtype=str(objective.dtype).removeprefix("torch."),
         full_data=full_data,
@@ -186,23 +191,24 @@ def certify_large(
         loss_floor=_floor(objective, loss_name),
         gradient_inf=float(gradient.abs().max()),
         gradient_norm=float(gradient.norm()),
-        gradient_rounding=eps * largest * float(objective.point().norm()),
+        gradient_rounding=rounding,
+        gradient_pull=part_gradients_of(objective),
+        vanishing=loss_name in VANISHING and not objective.weight_decay,
         newton_decrement=math.nan,
         lambda_min=Interval(before, min(interval.low, before - noise), before + noise) if explained else interval,
         lambda_min_beyond=interval,
         lambda_max=largest,
         negative=int((found.ritz_values < -tau * largest - noise).sum()),
         symmetries=explained,
+        kinks=_kinks(objective, operator.plan.chunk, gradient, rounding, largest, pair.vector),
         tau=tau,
         parameter_norm=float(objective.point().norm()),
-        norm_growth=half.norm_growth if half else math.nan,
-        loss_drop=half.loss_drop if half else math.nan,
         flatness=float(image.norm()) / max(largest * float(gradient.norm()), 1e-300),
         exact=bool(found.exhausted),
         products=operator.products,
         products_needed=products_to_settle(n, found, tau),
     )
-    return certificate, pair
+    return certificate.after(half or SecondHalf()), pair
 
 
 def _pair(operator: CurvatureOperator, vector: Tensor) -> LowestPair:
@@ -258,8 +264,41 @@ def _saturation(objective: Objective, loss_name: str | None) -> float:
     return float(total.square().sum()) / objective.count
 
 
+def _kinks(
+    objective: Objective, chunk: int, gradient: Tensor, rounding: float, largest: float, lowest: Tensor
+) -> Kinks | None:
+    """Activations at corners, looked for in chunks of so many samples; operators are spent afterwards, since the model
+    moves."""
+    batches = rechunk(objective.batches, max(1, chunk)) if objective.cuttable else objective.batches
+    met = corners(objective.model, lambda: [objective.batch_sum(b) for b in batches])
+    if not met:
+        return None
+    theta, operator = objective.point(), CurvatureOperator(objective, batch_size=chunk or None)
+
+    def gradients_at(points: Tensor) -> Tensor:
+        found = []
+        for point in points:
+            move(objective, point)
+            found.append(objective.value_and_gradient()[1])
+        move(objective, theta)
+        return torch.stack(found)
+
+    return examine(met, Sides(theta, gradient, rounding, operator, largest, gradients_at, lowest=lowest))
+
+
+def _gradient_noise(objective: Objective, gradient: Tensor) -> float:
+    """As `gradient_scale.gradient_noise`."""
+    theta, eps = objective.point(), torch.finfo(objective.dtype).eps
+    generator = torch.Generator().manual_seed(0)
+    signs = 2 * torch.randint(2, theta.shape, generator=generator).to(theta) - 1
+    move(objective, theta * (1 + eps * signs))
+    shaken = objective.value_and_gradient()[1]
+    move(objective, theta)
+    return float((shaken - gradient).abs().max())
+
+
 def _floor(objective: Objective, loss_name: str | None) -> float:
     if loss_name != "mse" or objective.weight_decay or objective.dtype != torch.float64:
         return 0.0
     square = sum(float(b[1].double().square().sum()) for b in objective.batches) / objective.count
-    return float((FLOOR * torch.finfo(objective.dtype).eps) ** 2 * square)
+    return float(torch.finfo(objective.dtype).eps ** 2 * square)

@@ -196,6 +196,10 @@ class Stack:
         found: Tensor = torch.func.vmap(self._total(batch))(leaf, others)
         return found
 
+    def member_sum(self, flat: Tensor, row: int, batch: Batch) -> Tensor:
+        """The loss sum of θ [P] of member `row` on one of the batches, without `vmap`."""
+        return self._total(batch)(flat, {name: t[row] for name, t in self.others.items()})
+
     def minibatch_sums(
         self, leaf: Tensor, others: dict[str, Tensor], inputs: Tensor, targets: Tensor, *, shared: bool
     ) -> Tensor:

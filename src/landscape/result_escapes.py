@@ -39,6 +39,10 @@ class Escaped(Result):
     zero_tau: np.ndarray = field_of("floors at which zeros are counted", "zero_tau")
     zeros: np.ndarray = field_of("eigenvalues within the floor of zero; -1: not dense", "zero_tau")
     parameter_norm: float = field_of("Euclidean norm of the parameters")
+    gradient_pull: float | None = field_of(
+        "root mean square of the gradients of up to 16 parts of the data", units=SLOPE, optional=True
+    )
+    kinks: int | None = field_of("activations at a kink, over all samples; 0: none", optional=True)
 
     direction_value: float = field_of("curvature along the direction", units=CURVATURE)
     direction_residual: float = field_of("|Hv - value v| of the unit direction v", units=CURVATURE)

@@ -350,6 +350,10 @@ class Descended(Result):
     symmetry_modes: np.ndarray = field_of("zero eigenvalues that the symmetry explains", "symmetry")
     pair_distance: float = field_of("distance of the two neurons nearest to merging; NaN: none near")
     pair_opposition: float = field_of("how far their output weights cancel, 1: not at all; NaN: none near")
+    gradient_pull: float | None = field_of(
+        "root mean square of the gradients of up to 16 parts of the data", units=SLOPE, optional=True
+    )
+    kinks: int | None = field_of("activations at a kink, over all samples; 0: none", optional=True)
 
     path_loss: np.ndarray = field_of("loss along the descent", "iteration", units=LOSS)
     path_gradient_inf: np.ndarray = field_of(

@@ -42,7 +42,7 @@ class DescendSettings:
         method: "auto": Levenberg–Marquardt while it gains, then saddle-free Newton, in stacks; beyond 1,000
             parameters L-BFGS, then Newton–Krylov (or Newton-MR to a critical point). "newton": without
             Levenberg–Marquardt. "flow": gradient flow. "lbfgs", "newton-krylov", "newton-mr": matrix-free.
-        steps: iterations, at most. gradient: aim, for max |∇L| relative to max(1, |L|).
+        steps: iterations, at most. gradient: aim for max |∇L|, as a share of what parts of the data pull.
         tau: relative floor of the verdict. samples: a random subset of the data. seed: of random choices.
         device: "auto", "cpu", "cuda". precision: "auto" (float64), "float64", "float32".
         memory: limit in bytes for the whole process. max_products: for the certificate of a large network.
@@ -314,8 +314,9 @@ def _result(
     count: float,
     spent: Spent,
 ) -> Descended:
-    same = "loss loss_floor gradient_inf gradient_norm gradient_rounding newton_decrement flatness lambda_max negative"
-    names = (*same.split(), "parameter_norm", "norm_growth", "loss_drop", "parameters", "exact", "full_data")
+    same = "loss loss_floor gradient_inf gradient_norm gradient_rounding gradient_pull newton_decrement flatness"
+    more = "lambda_max negative parameter_norm norm_growth loss_drop parameters exact full_data"
+    names = (*same.split(), *more.split())
     return Descended(
         **{name: getattr(c, name) for name in names},
         to=settings.to,
@@ -338,6 +339,7 @@ def _result(
         symmetry=np.array(list(c.symmetries), dtype=str),
         symmetry_modes=np.array(list(c.symmetries.values()), dtype=np.int64),
         pair_distance=math.nan if c.pair is None else c.pair.distance,
+        kinks=0 if c.kinks is None else c.kinks.count,
         pair_opposition=math.nan if c.pair is None else c.pair.opposition,
         path_loss=np.array(path.loss),
         path_gradient_inf=np.array(path.gradient_inf),

@@ -229,9 +229,10 @@ def _result(
     verdict, reason = _verdict(c, followed, best, loss_after)
     path = followed.trajectories[best] if followed is not None else Trajectory()
     ends = followed.certificates if followed is not None else [None, None]
-    same = "loss gradient_inf gradient_rounding newton_decrement lambda_max parameter_norm parameters exact full_data"
+    same = "loss gradient_inf gradient_rounding gradient_pull newton_decrement lambda_max parameter_norm parameters"
     return Escaped(
-        **{name: getattr(c, name) for name in same.split()},
+        **{name: getattr(c, name) for name in (*same.split(), "exact", "full_data")},
+        kinks=0 if c.kinks is None else c.kinks.count,
         verdict=verdict,
         reason=reason,
         point_verdict=c.verdict,

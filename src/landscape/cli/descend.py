@@ -48,7 +48,7 @@ def descend(
         1000
     ),
     gradient: Annotated[
-        float, typer.Option("--gradient", help="Aim: max |gradient|, relative to max(1, |loss|).")
+        float, typer.Option("--gradient", help="Aim: max |gradient|, as a share of what parts of the data pull.")
     ] = 1e-13,
     tau: Annotated[
         float, typer.Option("--tau", help="Floor, relative to max |eigenvalue|, below which a value counts as zero.")

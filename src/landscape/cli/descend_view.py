@@ -36,6 +36,7 @@ def certificate_json(r: Descended, dtype: str) -> dict[str, Any]:
         "exact": r.exact,
         "gradient_inf": r.gradient_inf,
         "gradient_rounding": r.gradient_rounding,
+        "gradient_pull": r.gradient_pull,
         "newton_decrement": r.newton_decrement,
         "flatness": r.flatness,
         "lambda_min": {"value": r.lambda_min, "low": r.lambda_min_low, "high": r.lambda_min_high},
@@ -52,6 +53,7 @@ def certificate_json(r: Descended, dtype: str) -> dict[str, Any]:
         "parameter_norm": r.parameter_norm,
         "norm_growth": r.norm_growth,
         "loss_drop": r.loss_drop,
+        "kinks": r.kinks,
         "pair": None if math.isnan(r.pair_distance) else {"distance": r.pair_distance, "opposition": r.pair_opposition},
     }
 

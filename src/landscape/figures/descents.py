@@ -33,10 +33,7 @@ def draw_descents(results: Sequence[SpectrumLike], by: str | None = None) -> Fig
         panels = figure.subplots(2, 2)
         _draw_paths(panels[0, 0], results, "path_loss", "a   loss", "loss")
         _draw_paths(panels[0, 1], results, "path_gradient_inf", "b   largest entry of the gradient", "max |gradient|")
-        panels[0, 1].axhline(STATIONARY, color=MUTED, lw=0.6, ls=(0, (4, 3)))
-        panels[0, 1].text(
-            0.01, STATIONARY, "stationary below", transform=panels[0, 1].get_yaxis_transform(), fontsize=6, va="bottom"
-        )
+        _draw_aim(panels[0, 1], results)
         _draw_paths(panels[1, 0], results, "path_norm", "c   norm of the parameters", "norm")
         if len(results) == 1:
             _draw_certificate(panels[1, 1], results[0])
@@ -86,6 +83,14 @@ def _draw_verdicts(axes: Axes, series: Series) -> None:
     axes.set_ylabel("share of runs")
     axes.set_ylim(0, 1)
     axes.set_title(f"d   verdicts against {series.name}", fontweight="bold")
+
+
+def _draw_aim(axes: Axes, results: Sequence[SpectrumLike]) -> None:
+    """What a gradient must be below at least to be nothing beside the pull of the data, for a single descent."""
+    if len(results) == 1 and "gradient_pull" in results[0].arrays:
+        aim = max(STATIONARY * scalar(results[0], "gradient_pull"), ZERO)
+        axes.axhline(aim, color=MUTED, lw=0.6, ls=(0, (4, 3)))
+        axes.text(0.01, aim, "stationary below", transform=axes.get_yaxis_transform(), fontsize=6, va="bottom")
 
 
 def _draw_certificate(axes: Axes, result: SpectrumLike) -> None:

@@ -46,7 +46,8 @@ class Limits:
     """When to stop.
 
     Attributes:
-        gradient: converged at max |∇L| <= gradient · max(1, |L|).
+        gradient: converged at max |∇L| <= gradient · scale.
+        scale: size of gradients that counts as one; one number, or one for each member [S].
         floor: converged at L <= floor: no lower value exists (interpolation of a squared error); one number, or one for
             each member [S].
         steps: iterations, at most; rejected steps count; one number, or one for each member [S].
@@ -56,6 +57,7 @@ class Limits:
     """
 
     gradient: float = 1e-12
+    scale: float | Tensor = 1.0
     floor: float | Tensor = float("-inf")
     steps: int | Tensor = 200
     norm: float | Tensor = float("inf")
@@ -116,6 +118,7 @@ class _Run:
         self.stuck = torch.zeros_like(self.active, dtype=torch.bool)
         self.past: list[Tensor] = []
         self.budget = torch.as_tensor(limits.steps, device=theta.device).expand(count)
+        self.aim = limits.gradient * torch.as_tensor(limits.scale, dtype=theta.dtype, device=theta.device).expand(count)
         self.floor = torch.as_tensor(limits.floor, dtype=theta.dtype, device=theta.device).expand(count)
         self.largest = torch.as_tensor(limits.norm, dtype=theta.dtype, device=theta.device).expand(count)
 
@@ -125,7 +128,7 @@ class _Run:
 
     def retire(self, iteration: int) -> None:
         """Write down the members that are done, and keep the others."""
-        local, limits = self.local, self.limits
+        local = self.local
         value, slope = local["value"], local["gradient"].abs().amax(1)
         norm = self.theta[self.active].norm(dim=1)
         reason = torch.zeros_like(self.active)
@@ -134,7 +137,7 @@ class _Run:
             (SLOW, self._slow()),
             (RUNAWAY, norm > self.largest[self.active]),
             (STALLED, self.stuck),
-            (CONVERGED, (slope <= limits.gradient * value.abs().clamp(min=1)) | (value <= self.floor[self.active])),
+            (CONVERGED, (slope <= self.aim[self.active]) | (value <= self.floor[self.active])),
             (FAILED, ~(torch.isfinite(value) & torch.isfinite(slope))),
         ):
             reason = torch.where(condition, code, reason)

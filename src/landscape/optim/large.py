@@ -35,7 +35,7 @@ class Ended:
 
 
 def lbfgs(gradient: Gradient, theta: Tensor, *, tolerance: float, steps: int, observe: Observe) -> Ended:
-    """L-BFGS (SciPy's L-BFGS-B without bounds), to max |∇L| <= `tolerance`."""
+    """L-BFGS (SciPy's L-BFGS-B without bounds), to max |∇L| <= `tolerance`, absolute."""
     from scipy.optimize import minimize
 
     seen = 0
@@ -62,7 +62,7 @@ def lbfgs(gradient: Gradient, theta: Tensor, *, tolerance: float, steps: int, ob
     point = torch.as_tensor(found.x).to(theta)
     value, slope = gradient(point)
     size = float(slope.abs().max())
-    reason = "converged" if size <= tolerance * max(1.0, abs(value)) else "steps" if seen >= steps else "stalled"
+    reason = "converged" if size <= tolerance else "steps" if seen >= steps else "stalled"
     return Ended(point, value, size, seen, reason)
 
 
@@ -78,7 +78,7 @@ def newton_krylov(
     eps = torch.finfo(theta.dtype).eps
     for step in range(steps):
         size = float(slope.abs().max())
-        if size <= tolerance * max(1.0, abs(value)):
+        if size <= tolerance:
             return Ended(point, value, size, step, "converged", spent)
         move, predicted, used = _steihaug(products(point), slope, radius)
         spent += used
@@ -140,7 +140,7 @@ def newton_mr(
     observe(point, value, slope)
     for step in range(steps):
         size = float(slope.abs().max())
-        if size <= tolerance * max(1.0, abs(value)):
+        if size <= tolerance:
             return Ended(point, value, size, step, "converged", spent)
         product = products(point)
 

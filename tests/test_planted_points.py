@@ -1,0 +1,158 @@
+"""No false verdict: planted critical points, kinks, channels and slopes in foreign units; what verdicts rest on."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from landscape.certifying import certify_stack
+from landscape.descending_large import certify_large
+from landscape.gradient_scale import PARTS, part_gradients, part_gradients_of
+from landscape.kinks import corners, piecewise
+from landscape.objective import build_objective
+from landscape.problem import Problem
+from landscape.stacking import build_stack
+from planted_points import CRITICAL, KINDS, fault, planted
+
+# Descents take longer than points.
+DESCENTS = ("softmax", "separable")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_no_verdict_is_false(kind: str) -> None:
+    number = 3 if kind in DESCENTS else 16 if kind in CRITICAL else 8
+    faults = [f for f in (fault(kind, seed) for seed in range(number)) if f]
+    assert not faults, faults
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", KINDS)
+def test_no_verdict_of_hundreds_is_false(kind: str) -> None:
+    faults = [f for f in (fault(kind, seed) for seed in range(1000, 1000 + (40 if kind in DESCENTS else 150))) if f]
+    assert not faults, faults
+
+
+@pytest.mark.parametrize("kind", ["idle neuron", "zero network", "concave kink"])
+def test_large_networks_are_no_minimum_at_a_kink_either(kind: str) -> None:
+    problem = planted(kind, 1).problem
+    made, _ = certify_large(build_objective(problem), loss_name="mse", tau=1e-6)
+    assert made.kinks is not None
+    assert made.verdict in ("saddle", "degenerate", "not stationary")
+
+
+def net(seed: int = 0) -> tuple[nn.Module, Tensor, Tensor]:
+    torch.manual_seed(seed)
+    model = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2)).double()
+    return model, torch.randn(53, 3, dtype=torch.float64), torch.randn(53, 2, dtype=torch.float64)
+
+
+@pytest.mark.parametrize("decay", [0.0, 0.3])
+def test_what_parts_pull_is_the_sum_over_their_gradients(decay: float) -> None:
+    model, x, y = net()
+    stack, theta = build_stack([Problem(model, (x, y), "mse", decay)])
+    squares = 0.0
+    for j in range(PARTS):
+        part = slice(53 * j // PARTS, 53 * (j + 1) // PARTS)
+        loss = (model(x[part]) - y[part]).square().sum() / 53
+        slopes = torch.autograd.grad(loss, list(model.parameters()))
+        squares += PARTS * sum(float(g.square().sum()) for g in slopes)
+    wanted = (squares + decay**2 * float(theta.square().sum())) ** 0.5
+    assert float(part_gradients(stack, theta)) == pytest.approx(wanted, rel=1e-12)
+
+
+@pytest.mark.parametrize("sizes", [[53], [1, 52], [20, 20, 13], [7] * 7 + [4]])
+def test_batches_do_not_change_what_parts_pull(sizes: list[int]) -> None:
+    model, x, y = net()
+    whole = Problem(model, (x, y), "mse")
+    cut = Problem(model, list(zip(x.split(sizes), y.split(sizes), strict=True)), "mse")
+    wanted = float(part_gradients(*build_stack([whole])))
+    assert float(part_gradients(*build_stack([cut]))) == pytest.approx(wanted, rel=1e-12)
+    assert part_gradients_of(build_objective(cut)) == pytest.approx(wanted, rel=1e-12)
+
+
+def test_members_with_targets_of_their_own_have_pulls_of_their_own() -> None:
+    model, x, y = net()
+    problems = [Problem(model, (x, scale * y), "mse") for scale in (1.0, 3.0)]
+    together = part_gradients(*build_stack(problems))
+    alone = torch.cat([part_gradients(*build_stack([p])) for p in problems])
+    torch.testing.assert_close(together, alone, rtol=1e-12, atol=0)
+
+
+def test_a_loss_that_is_no_sum_over_samples_is_taken_batch_by_batch() -> None:
+    model, x, y = net()
+
+    def spread(model: nn.Module, batch: tuple[Tensor, Tensor]) -> tuple[Tensor, int]:
+        z = model(batch[0]) - batch[1]
+        return len(z) * (z - z.mean(0)).square().mean(), len(z)
+
+    batches = list(zip(x.split(20), y.split(20), strict=True))
+    problem = Problem(model, batches, spread)
+    squares = 0.0
+    for batch in batches:
+        slopes = torch.autograd.grad(spread(model, batch)[0] / 53, list(model.parameters()))
+        squares += 3 * sum(float(g.square().sum()) for g in slopes)
+    stack, theta = build_stack([problem])
+    assert float(part_gradients(stack, theta)) == pytest.approx(squares**0.5, rel=1e-12)
+    assert part_gradients_of(build_objective(problem)) == pytest.approx(squares**0.5, rel=1e-12)
+
+
+FUNCTIONS: dict[str, tuple[Callable[[Tensor], Tensor], int]] = {
+    "relu": (torch.relu, 6),
+    "functional relu": (F.relu, 6),
+    "leaky relu": (F.leaky_relu, 6),
+    "prelu": (lambda z: F.prelu(z, torch.full((1,), 0.1, dtype=z.dtype)), 6),
+    "elu": (F.elu, 6),
+    "selu": (F.selu, 6),
+    "abs": (torch.abs, 6),
+    "clamp": (lambda z: z.clamp(min=0), 6),
+    "hardtanh": (lambda z: F.hardtanh(z - 1), 6),
+    "relu6": (lambda z: F.relu6(z + 6), 6),
+    "hardswish": (lambda z: F.hardswish(z + 3), 6),
+    "maximum": (lambda z: torch.maximum(z, -z), 6),
+    "written as a product": (lambda z: z * (z > 0), 6),
+    "where": (lambda z: torch.where(z >= 0, z, 2 * z), 6),
+    "softshrink": (lambda z: F.softshrink(z + 0.5), 6),
+    "threshold": (lambda z: F.threshold(z, 0.0, 0.0), 6),
+    "largest of a row": (lambda z: z.max(1).values, 3),
+    "largest of all": (lambda z: z.amax(), 1),
+    "pool": (lambda z: F.max_pool1d(z.unsqueeze(0), 2), 3),
+    "absolute error": (lambda z: F.l1_loss(z, torch.zeros_like(z)), 6),
+    "Huber": (lambda z: F.huber_loss(z + 1, torch.zeros_like(z)), 6),
+    "tanh": (torch.tanh, 0),
+    "softplus": (F.softplus, 0),
+    "gelu": (F.gelu, 0),
+}
+
+
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_inputs_at_corners_are_counted(name: str) -> None:
+    function, wanted = FUNCTIONS[name]
+    at = torch.zeros(3, 2, dtype=torch.float64, requires_grad=True)
+    beside = torch.tensor([[0.3, -0.7], [0.2, -0.4], [0.9, 0.1]], dtype=torch.float64, requires_grad=True)
+    assert sum(corners(nn.Identity(), lambda: function(at)).values()) == wanted
+    assert not corners(nn.Identity(), lambda: function(beside))
+    assert piecewise(lambda: function(beside)) == (wanted > 0)
+
+
+def test_a_neuron_at_a_kink_is_not_dead_and_a_dead_one_is() -> None:
+    torch.manual_seed(0)
+    x = torch.randn(40, 2, dtype=torch.float64)
+    model = nn.Sequential(nn.Linear(2, 3), nn.ReLU(), nn.Linear(3, 1)).double()
+    first, second = model[0], model[2]
+    with torch.no_grad():
+        for parameters in (first.weight, first.bias, second.weight):
+            parameters[..., 0] = 0 if parameters is second.weight else parameters[..., 0]  # type: ignore[index]
+        first.weight[0], first.bias[0] = 0.0, -1.0  # type: ignore[index]
+        y = model(x)
+    dead = certify_stack(*build_stack([Problem(model, (x, y + 0.1), "mse")]))[0]
+    with torch.no_grad():
+        first.bias[0] = 0.0  # type: ignore[index]
+    kinked = certify_stack(*build_stack([Problem(model, (x, y + 0.1), "mse")]))[0]
+    assert dead.kinks is None
+    assert kinked.kinks is not None
+    assert (kinked.kinks.count, kinked.kinks.where) == (40, "relu in 1: 40")
+    assert "dead units" not in kinked.symmetries
