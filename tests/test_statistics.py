@@ -16,6 +16,7 @@ from scipy import integrate, stats
 
 from landscape import statistics as s
 from landscape.statistics import Estimate
+from landscape.units import mean_of
 
 SWEEPS = 600
 
@@ -113,7 +114,8 @@ def test_paired_bootstrap_is_bca_of_the_differences() -> None:
     other = stats.bootstrap((b - a,), np.mean, n_resamples=20_000, method="BCa", rng=rng(4)).confidence_interval
     assert found.value == pytest.approx((b - a).mean())
     assert (found.low, found.high) == pytest.approx((other.low, other.high), abs=0.02)
-    assert s.paired_bootstrap([1, 2], [2, 3], rng()) == Estimate(1.0, 1.0, 1.0, 2)
+    assert s.paired_bootstrap([1, 2, 4], [2, 3, 5], rng()) == Estimate(1.0, 1.0, 1.0, 3)
+    assert s.paired_bootstrap([1, 2], [2, 3], rng()) == Estimate(1.0, -math.inf, math.inf, 2)
     assert s.paired_bootstrap([1], [3], rng()) == Estimate(2.0, -math.inf, math.inf, 1)
     assert same(s.paired_bootstrap([], [], rng()), Estimate(math.nan, -math.inf, math.inf, 0))
     assert math.isnan(s.paired_bootstrap([1, 2], [math.nan, 3], rng()).value)
@@ -129,6 +131,33 @@ def test_paired_bootstrap_coverage(skewed: bool, least: float) -> None:
     sets = zip(seed, seed + draw(size=(SWEEPS, 30)), strict=True)
     covered = np.mean([inside(s.paired_bootstrap(a, b, r, 800), float(skewed)) for a, b in sets])
     assert least - 0.02 <= covered <= at_most(0.95)
+
+
+# What few values are drawn from, with their mean, and the share of intervals that must hold it, at least.
+FEW: dict[str, tuple[Callable[..., np.ndarray], float, float]] = {
+    "normal": (lambda r, size: r.standard_normal(size), 0.0, 0.95),
+    "uniform": (lambda r, size: r.random(size), 0.5, 0.93),
+    "long tails": (lambda r, size: r.laplace(size=size), 0.0, 0.95),
+    "skewed": (lambda r, size: r.exponential(size=size), 1.0, 0.90),
+}
+
+
+@pytest.mark.parametrize("n", [3, 5, 8, 9])
+@pytest.mark.parametrize("name", FEW)
+def test_few_values_have_intervals_that_hold_their_mean(name: str, n: int) -> None:
+    """Skewed values show their tail too rarely for more than nine in ten, from three of them."""
+    draw, mean, least = FEW[name]
+    r, sets = rng(70 + n), 400
+    values = draw(r, (sets, n))
+    for estimate in (lambda v: s.paired_bootstrap(np.zeros(n), v, r), mean_of):
+        covered = int(sum(inside(estimate(v), mean) for v in values))
+        bound = stats.binomtest(covered, sets).proportion_ci(0.998, method="exact")
+        assert bound.high >= least, (covered, sets)
+
+
+def test_two_values_have_no_interval() -> None:
+    assert s.paired_bootstrap([0, 0], [1, 3], rng()) == Estimate(2.0, -math.inf, math.inf, 2)
+    assert same(mean_of(np.array([1.0, 3.0])), Estimate(2.0, math.nan, math.nan, 2))
 
 
 # ---- correlation -----------------------------------------------------------------------------------------------------

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 from scipy import stats
 
-from landscape.statistics import Estimate, paired_bootstrap, wilson
+from landscape.statistics import Estimate, paired_bootstrap, student, wilson
 
 # Fixed before any data. Level of every test; fewer units than this decide nothing: eight signs have p >= 2/256.
 LEVEL, LEAST_UNITS = 0.01, 8
@@ -33,19 +33,21 @@ def mean_share(shares: np.ndarray, teachers: Sequence[int] | np.ndarray = ()) ->
     spread. With the teachers of each, where there are several, the mean of their means."""
     n, units = len(shares), by_teacher(shares, teachers)
     spread = mean_of(units) if len(teachers) and len(units) > 1 else _bootstrapped(units)
+    if len(teachers) and len(units) == 2:  # two means say nothing of how teachers differ
+        spread = Estimate(spread.value, 0.0, 1.0, 2)
     low, high = (wilson(k, n) for k in (math.floor(spread.value * n), math.ceil(spread.value * n)))
     ends = max(0.0, float(np.fmin(spread.low, low.low))), min(1.0, float(np.fmax(spread.high, high.high)))
     return Estimate(spread.value, *ends, n)
 
 
 def mean_of(values: np.ndarray) -> Estimate:
-    """Mean of values [n >= 2] with the wider of the bootstrap's and Student's 95 % interval: few units have too little
-    spread for the one, skewed ones too much for the other. NaN for the ends where all are equal."""
-    if np.ptp(values) == 0:
-        return Estimate(float(values[0]), math.nan, math.nan, len(values))
-    e = _bootstrapped(values)
-    half = float(stats.t.ppf(0.975, len(values) - 1) * values.std(ddof=1)) / math.sqrt(len(values))
-    return Estimate(e.value, min(e.low, e.value - half), max(e.high, e.value + half), len(values))
+    """Mean of values [n >= 1] with the wider of the bootstrap's and Student's 95 % interval: few units have too little
+    spread for the one, skewed ones too much for the other. NaN for the ends of fewer than three, or where all are
+    equal."""
+    if len(values) < 3 or np.ptp(values) == 0:
+        return Estimate(float(values.mean()), math.nan, math.nan, len(values))
+    e, t = _bootstrapped(values), student(values)
+    return Estimate(e.value, min(e.low, t.low), max(e.high, t.high), len(values))
 
 
 def _bootstrapped(values: np.ndarray) -> Estimate:
