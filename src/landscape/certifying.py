@@ -50,7 +50,7 @@ class Inertia:
     """Of Hessians of a stack, without keeping them.
 
     Attributes:
-        negative, zero: eigenvalues below −τ max |λ|, and within [A]. lowest: with the error of its matrix [A]; NaN, and
+        negative, zero: eigenvalues below −floor, and within [A]. lowest: with the error of its matrix [A]; NaN, and
             no negative eigenvalue, where a Hessian is not finite. vectors: lowest eigenvectors [A, P].
     """
 
@@ -62,9 +62,17 @@ class Inertia:
 
 
 def inertia(
-    stack: Stack, theta: Tensor, tau: float, progress: Callable[[str, int, int], None] | None = None
+    stack: Stack,
+    theta: Tensor,
+    tau: float,
+    progress: Callable[[str, int, int], None] | None = None,
+    floor: Tensor | None = None,
 ) -> Inertia:
-    """Signs and lowest eigenpairs of the Hessians at θ [A, P], some at a time."""
+    """Signs and lowest eigenpairs of the Hessians at θ [A, P], some at a time.
+
+    Args:
+        tau: eigenvalues within this share of max |λ| are zero; or those within `floor` [A], if that is given, absolute.
+    """
     size = max(1, HESSIAN_BYTES // (8 * stack.parameters**2))
     negative, zero = (torch.zeros(len(theta), dtype=torch.long, device=theta.device) for _ in range(2))
     lowest, error, vectors = theta.new_empty(len(theta)), theta.new_empty(len(theta)), torch.empty_like(theta)
@@ -72,8 +80,9 @@ def inertia(
         index = torch.arange(begin, min(begin + size, len(theta)), device=theta.device)
         found = dense_hessians(stack, theta[index], index)
         highest = found.values.abs().amax(1, keepdim=True)
-        negative[index] = (found.values < -tau * highest).sum(1)
-        zero[index] = (found.values.abs() <= tau * highest).sum(1)
+        near = tau * highest if floor is None else floor[index].unsqueeze(1)
+        negative[index] = (found.values < -near).sum(1)
+        zero[index] = (found.values.abs() <= near).sum(1)
         eps = torch.finfo(theta.dtype).eps
         rounding = math.sqrt(stack.parameters) * eps * highest.squeeze(1) + eps * stack.saturation(theta[index], index)
         lowest[index] = torch.where(found.finite, found.values[:, 0], torch.nan)

@@ -79,20 +79,21 @@ def run_widen(problem: Problem, settings: WidenSettings, progress: Progress | No
     certificate = certify_dense(stack, theta, dense, tau=settings.tau, full_data=full)[0]
     if not math.isfinite(certificate.lambda_max):
         raise NumericalError("the Hessian has NaN or Inf entries", "`landscape doctor` looks for the layer")
-    critical = certificate.stationary and not objective.weight_decay
+    still = certificate.stationary or _hidden_by_floor(certificate, settings.tau)
+    critical = still and not objective.weight_decay
     values, vectors = dense.values[0], dense.vectors[0]
     floor = settings.tau * certificate.lambda_max
     zeros = int((values.abs() <= floor).sum())
     foretold = [foretell(inner[s.neuron], s.shares, floor) for s in splits]
     offsets = _offsets(theta[0])
-    columns = _measured(narrow, objective, hidden, splits, offsets, settings, tell)
+    columns = _measured(narrow, objective, hidden, splits, offsets, settings, tell, floor)
     found = _columns(columns, settings)
     return Widened(
         **found,
         **_narrow_fields(certificate, settings),
         layer=hidden.layer,
         following=hidden.next,
-        reason=_reason(certificate, objective.weight_decay),
+        reason=_reason(certificate, still, objective.weight_decay),
         critical=critical,
         followed=settings.follow,
         full_data=full,
@@ -158,8 +159,10 @@ def _measured(
     offsets: Tensor,
     settings: WidenSettings,
     tell: Progress,
+    floor: float,
 ) -> list[_Row]:
-    """Every split made; those with as many copies go in one stack."""
+    """Every split made; those with as many copies go in one stack. Eigenvalues are counted at the floor of the narrow
+    network: a split has larger ones, and counts at two floors are of two things."""
     rows = [_Row() for _ in splits]
     for copies in sorted({len(s.shares) for s in splits}):
         members = [i for i, s in enumerate(splits) if len(s.shares) == copies]
@@ -174,7 +177,7 @@ def _measured(
             )
         for i, model in zip(members, models, strict=True):
             rows[i].preserved = _change(objective.model, model, objective)
-        directions = _spectra(stack, theta, [rows[i] for i in members], offsets, settings, tell)
+        directions = _spectra(stack, theta, [rows[i] for i in members], offsets, floor, tell)
         if settings.follow:
             _follow(stack, theta, directions, [rows[i] for i in members], narrow, objective, settings, tell)
     return rows
@@ -210,11 +213,9 @@ def require_preserved(problem: Problem, before: nn.Module, after: nn.Module) -> 
     _change(objective.model, after.to(torch.float64).eval(), objective)
 
 
-def _spectra(
-    stack: Stack, theta: Tensor, rows: list[_Row], offsets: Tensor, settings: WidenSettings, tell: Progress
-) -> Tensor:
+def _spectra(stack: Stack, theta: Tensor, rows: list[_Row], offsets: Tensor, floor: float, tell: Progress) -> Tensor:
     """Inertia and lowest eigenpair of every wide Hessian; the lowest eigenvectors [A, P]."""
-    found = inertia(stack, theta, settings.tau, tell)
+    found = inertia(stack, theta, 0.0, tell, theta.new_full((len(theta),), floor))
     gradients = stack.values_and_gradients(theta)[1].abs().amax(1)
     lines = profile(stack, theta, found.vectors, offsets.expand(len(theta), -1)).cpu().numpy()
     for i, row in enumerate(rows):
@@ -318,10 +319,15 @@ def _counts(values: list[int], critical: bool) -> np.ndarray:
     return np.array(values if critical else [-1] * len(values), dtype=np.int64)
 
 
-def _reason(c: Certificate, weight_decay: float) -> str:
+def _hidden_by_floor(c: Certificate, tau: float) -> bool:
+    """Whether the gradient is less than what an eigenvalue at the floor has over ‖θ‖, as near interpolation."""
+    return c.gradient_norm <= tau * c.lambda_max * c.parameter_norm
+
+
+def _reason(c: Certificate, still: bool, weight_decay: float) -> str:
     if weight_decay:
         return "with weight decay a split point is not critical: no index is foretold, see wide_gradient_inf"
-    return "" if c.stationary else f"the point is {c.verdict} ({c.reason}): no index is foretold"
+    return "" if still else f"the point is {c.verdict} ({c.reason}): no index is foretold"
 
 
 def _padded(splits: list[Split]) -> np.ndarray:

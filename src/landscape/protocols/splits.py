@@ -92,6 +92,7 @@ def split_minima(
             controls,
             generator,
             progress,
+            TAU * highest[[every[k][0] for k in rows]],
         )
         followed.run(found, np.array(rows), stack, theta)
     return found
@@ -122,10 +123,11 @@ class _Followed:
     controls: int
     generator: torch.Generator
     progress: Progress | None
+    floor: Tensor
 
     def run(self, found: Opened, rows: np.ndarray, narrow: Stack, points: Tensor) -> None:
         """Into `found`, at its `rows`. narrow, points: the networks that were split."""
-        signs = inertia(self.stack, self.theta, TAU, self.progress)
+        signs = inertia(self.stack, self.theta, TAU, self.progress, self.floor)
         found.found[rows] = signs.negative.cpu().numpy()
         open_ = torch.nonzero(signs.negative).squeeze(1)
         if not len(open_):
