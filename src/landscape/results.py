@@ -287,7 +287,7 @@ class Spectrum(Result):
         "upper end for the largest eigenvalue over all data", units=CURVATURE, optional=True
     )
     sampling_top_needed: int | None = field_of(
-        "samples for a half-width of 10 % of the largest eigenvalue", optional=True
+        "samples for a half-width of 10 % of the largest eigenvalue; absent: too few samples to say", optional=True
     )
     sampling_bottom_low: float | None = field_of(
         "lower end for the smallest eigenvalue over all data", units=CURVATURE, optional=True
@@ -296,13 +296,15 @@ class Spectrum(Result):
         "upper end for the smallest eigenvalue over all data", units=CURVATURE, optional=True
     )
     sampling_bottom_needed: int | None = field_of(
-        "samples for a half-width of 10 % of the smallest eigenvalue", optional=True
+        "samples for a half-width of 10 % of the smallest eigenvalue; absent: too few samples to say", optional=True
     )
     sampling_trace_low: float | None = field_of("lower end for the trace over all data", units=CURVATURE, optional=True)
     sampling_trace_high: float | None = field_of(
         "upper end for the trace over all data", units=CURVATURE, optional=True
     )
-    sampling_trace_needed: int | None = field_of("samples for a half-width of 10 % of the trace", optional=True)
+    sampling_trace_needed: int | None = field_of(
+        "samples for a half-width of 10 % of the trace; absent: too few samples to say", optional=True
+    )
 
     spent: Spent | None = None
 

@@ -19,6 +19,8 @@ from landscape.results import Provenance, Spectrum
 
 # How tables give eigenvalues from dense Hessians.
 BRACKETS = "0.123(4): ± 0.004; no brackets: ± 1e-7 of it; [a, b]: between."
+# Said where a few samples make an estimate over all data.
+NOT_ENOUGH = "not enough samples to say: a few of them weigh too much"
 # Pairs shown on a terminal; the file and the JSON have all of them.
 MOST_ROWS = 10
 
@@ -186,7 +188,8 @@ def print_one(shown: Shown) -> None:
     stdout.print(f"  loss {r.loss:.6g}   |gradient| {r.gradient_norm:.3g}")
     stdout.print(_pair_table(r))
     half = (r.trace_high - r.trace_low) / 2
-    stdout.print(f"  trace      {concise(r.trace, half)}   [{r.trace_low:.5g}, {r.trace_high:.5g}]")
+    ends = f"[{r.trace_low:.5g}, {r.trace_high:.5g}]" if math.isfinite(half) else NOT_ENOUGH
+    stdout.print(f"  trace      {concise(r.trace, half)}   {ends}")
     for i, tau in enumerate(r.tau):
         stdout.print(
             f"  below -{r.tau_absolute[i]:.2g} (tau {tau:g}): {_count(r, i)} eigenvalues, mass {_mass(r, i)}",
@@ -264,7 +267,8 @@ def _sampling_text(r: Spectrum) -> str:
     lines = [f"  over all {r.data_samples:,} samples (95 %), and samples for a half-width of 10 %:"]
     for name, title in (("top", "largest"), ("bottom", "smallest"), ("trace", "trace")):
         low, high, needed = (getattr(r, f"sampling_{name}_{k}") for k in ("low", "high", "needed"))
-        lines.append(f"    {title:9} [{low:.4g}, {high:.4g}]   {needed:,}")
+        said = f"[{low:.4g}, {high:.4g}]   {needed:,}" if needed is not None else NOT_ENOUGH
+        lines.append(f"    {title:9} {said}")
     return "\n".join(lines)
 
 

@@ -9,9 +9,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from scipy.stats import t as student
+from scipy.stats import t as student_t
 
-from landscape.batches import length_of, take
+from landscape.batches import length_of, take, tensors_of
 from landscape.errors import UsageError
 from landscape.linalg.probes import sphere
 from landscape.linalg.quadrature import gauss, negative_part_bracket, tridiagonalise
@@ -20,8 +20,13 @@ from landscape.operators import CurvatureOperator
 from landscape.problem import Batch
 from landscape.spectral.extremes import basis_room, find_extremes
 from landscape.spectral.settings import Progress, SpectrumSettings
+from landscape.statistics import skewness, student
 
-GROUPS = 5
+# Parts for eigenvalues, whose bias grows as parts get smaller; and for the trace and the masses, which have none: as
+# many as leave three samples each, for what few parts say of a long tail is little.
+GROUPS, MOST_GROUPS, LEAST_SAMPLES = 5, 40, 3
+# Beyond this skewness of the parts, one of them makes the estimate, and the tail behind it has not been seen.
+SKEWED = 1.5
 PRODUCTS = 60
 TRACE_PROBES = 8
 MASS_STEPS = 40
@@ -31,41 +36,53 @@ TARGET = 0.10
 
 @dataclass(frozen=True)
 class Estimate:
-    """A quantity over all the data, 95 %, and the samples that would give a half-width of 10 %."""
+    """A quantity over all the data, 95 %, and the samples that would give a half-width of 10 %; NaN and None: the
+    samples are not enough to say."""
 
     low: float
     high: float
-    needed: int
+    needed: int | None
 
 
 @dataclass(frozen=True)
 class Parts:
-    """The quantities on each of the disjoint parts [g]; masses [g, f] for the floors asked for."""
+    """The quantities on each of the disjoint parts: eigenvalues and masses (for the floors asked for) on a few [g],
+    [g, f], the trace on many [h]."""
 
     top: np.ndarray
     bottom: np.ndarray
-    trace: np.ndarray
     mass: np.ndarray
+    trace: np.ndarray
     products: float
 
 
-def disjoint_parts(batches: list[Batch], groups: int = GROUPS) -> list[list[Batch]]:
-    """Disjoint parts of equal size of batches whose samples are in random order.
+def disjoint_parts(batches: list[Batch], groups: int = GROUPS, seed: int = 0) -> list[list[Batch]]:
+    """Disjoint parts of equal size (to one sample) of all batches' samples, drawn at random.
 
     Raises:
         UsageError: fewer samples than parts.
     """
-    parts: list[list[Batch]] = [[] for _ in range(groups)]
-    for batch in batches:
-        edges = np.linspace(0, length_of(batch), groups + 1).astype(int)
-        for part, start, stop in zip(parts, edges[:-1], edges[1:], strict=True):
-            if stop > start:
-                part.append(take(batch, slice(int(start), int(stop))))
-    if not all(parts):
+    lengths = [length_of(batch) for batch in batches]
+    if sum(lengths) < groups:
         raise UsageError(
             f"--samples leaves fewer than {groups} samples, too few for a sampling error", "raise --samples"
         )
+    order = torch.randperm(sum(lengths), generator=torch.Generator().manual_seed(seed)).numpy()
+    owner, offsets = np.repeat(np.arange(len(batches)), lengths), np.cumsum([0, *lengths])
+    parts = []
+    for drawn in np.array_split(order, groups):
+        part = []
+        for k in np.unique(owner[drawn]):
+            local = np.sort(drawn[owner[drawn] == k]) - offsets[k]
+            part.append(take(batches[k], torch.from_numpy(local).to(device_of(batches[k]))))
+        parts.append(part)
     return parts
+
+
+def device_of(batch: Batch) -> torch.device:
+    """Where a batch's tensors are."""
+    found = tensors_of(batch)
+    return found[0].device if found else torch.device("cpu")
 
 
 def measure_parts(
@@ -78,26 +95,35 @@ def measure_parts(
     memory: int | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Parts:
-    """λ_max, λ_min, trace and negative masses on each part, with the same random vectors for all parts."""
-    rows: list[tuple[float, float, float]] = []
+    """λ_max, λ_min, trace and negative masses on parts of the data, with the same random vectors for all parts."""
+    rows: list[tuple[float, float]] = []
     masses: list[np.ndarray] = []
     spent = 0.0
-    parts = disjoint_parts(objective.batches)
+    parts = disjoint_parts(objective.batches, seed=seed)
+    samples = int(-objective.ranks.largest(-float(sum(length_of(b) for b in objective.batches))))
+    many = disjoint_parts(objective.batches, max(GROUPS, min(MOST_GROUPS, samples // LEAST_SAMPLES)), seed)
+    tell = progress or (lambda done, total: None)
     for index, batches in enumerate(parts):
         part = CurvatureOperator(
             objective.with_batches(batches), operator, memory=memory, expected_products=PRODUCTS + MASS_STEPS
         )
-        rows.append(_ends_and_trace(part, rtol, seed, memory))
+        rows.append(_ends(part, rtol, seed, memory))
         masses.append(_masses(part, floors, seed))
         spent += part.products / len(parts)
-        if progress is not None:
-            progress(index + 1, len(parts))
-    top, bottom, trace = np.array(rows).T
-    return Parts(top, bottom, trace, np.array(masses), spent)
+        tell(index + 1, len(parts) + 1)
+    top, bottom = np.array(rows).T
+    traces = []
+    plan: dict[str, Any] = {}
+    for batches in many:
+        part = CurvatureOperator(objective.with_batches(batches), operator, memory=memory, **plan)
+        plan = {"strategy": part.plan.strategy, "batch_size": part.plan.chunk or None}  # timed once
+        traces.append(_trace(part, seed))
+        spent += part.products / len(many)
+    tell(len(parts) + 1, len(parts) + 1)
+    return Parts(top, bottom, np.array(masses), np.array(traces), spent)
 
 
-def _ends_and_trace(part: CurvatureOperator, rtol: float, seed: int, memory: int | None) -> tuple[float, float, float]:
-    generator = torch.Generator().manual_seed(seed)
+def _ends(part: CurvatureOperator, rtol: float, seed: int, memory: int | None) -> tuple[float, float]:
     found = find_extremes(
         part,
         top=1,
@@ -107,14 +133,18 @@ def _ends_and_trace(part: CurvatureOperator, rtol: float, seed: int, memory: int
         noise=0.0,
         max_products=PRODUCTS,
         room=basis_room(part, memory, 2),
-        generator=generator,
+        generator=torch.Generator().manual_seed(seed),
     )
+    return float(found.ritz_values[-1]), float(found.ritz_values[0])
+
+
+def _trace(part: CurvatureOperator, seed: int) -> float:
+    generator = torch.Generator().manual_seed(seed)
     forms = []
     for _ in range(TRACE_PROBES):
         z = sphere(part.n, 1, generator=generator, dtype=part.dtype, device=part.device)
         forms.append(part.n * float((z * part(z)).sum(dtype=torch.float64)))
-    ritz = found.ritz_values
-    return float(ritz[-1]), float(ritz[0]), float(np.mean(forms))
+    return float(np.mean(forms))
 
 
 def _masses(part: CurvatureOperator, floors: np.ndarray, seed: int) -> np.ndarray:
@@ -138,7 +168,7 @@ def extrapolate(value: float, parts: np.ndarray, samples: float, population: flo
     error = float(np.std(parts, ddof=1)) / math.sqrt(groups)
     bias = (float(np.mean(parts)) - value) / (groups - 1)
     left = max(0.0, 1.0 - samples / population)
-    quantile = float(student.ppf(0.975, groups - 1))
+    quantile = float(student_t.ppf(0.975, groups - 1))
     centre = value - bias * left
     half = quantile * error * math.sqrt(left)
     return Estimate(
@@ -146,6 +176,19 @@ def extrapolate(value: float, parts: np.ndarray, samples: float, population: flo
         max(value, centre) + half,
         _needed(quantile * error * math.sqrt(samples), abs(bias) * samples, TARGET * abs(value), population),
     )
+
+
+def over_all(value: float, parts: np.ndarray, samples: float, population: float) -> Estimate:
+    """As `extrapolate`, for a mean over samples, which has no bias; with what the parts' skewness adds (`student`).
+
+    NaN where the parts are so skewed that the tail which makes them has not been seen.
+    """
+    found, left = student(parts), math.sqrt(max(0.0, 1.0 - samples / population))
+    if not abs(skewness(parts)) <= SKEWED:
+        return Estimate(math.nan, math.nan, None)
+    below, above = (found.value - found.low) * left, (found.high - found.value) * left
+    spread = max(found.value - found.low, found.high - found.value) * math.sqrt(samples)
+    return Estimate(value - below, value + above, _needed(spread, 0.0, TARGET * abs(value), population))
 
 
 def _needed(spread: float, bias: float, target: float, population: float) -> int:
@@ -175,14 +218,17 @@ def sampling_fields(
         progress=lambda done, total: tell("sampling error", done, total),
     )
     samples = float(settings.samples or 0)
+    mean = float(np.mean(parts.trace))
+    trace = over_all(mean, parts.trace, samples, population)
     top = extrapolate(
         float(found["top_value"][0]) if len(found["top_value"]) else math.nan, parts.top, samples, population
     )
     bottom = extrapolate(
         float(found["bottom_value"][0]) if len(found["bottom_value"]) else math.nan, parts.bottom, samples, population
     )
-    trace = extrapolate(float(np.mean(parts.trace)), parts.trace, samples, population)
-    half = (trace.high - trace.low) / 2
+    if math.isnan(trace.low):  # a few samples make the trace: they make the outermost eigenvalues as well
+        top = bottom = trace
+    low, high = found["trace_low"] - (mean - trace.low), found["trace_high"] + (trace.high - mean)
     fields_found: dict[str, Any] = {
         "data_samples": population,
         "sampling_top_low": top.low,
@@ -191,14 +237,14 @@ def sampling_fields(
         "sampling_bottom_low": bottom.low,
         "sampling_bottom_high": bottom.high,
         "sampling_bottom_needed": bottom.needed,
-        "sampling_trace_low": found["trace_low"] - half,
-        "sampling_trace_high": found["trace_high"] + half,
+        "sampling_trace_low": low,
+        "sampling_trace_high": high,
         "sampling_trace_needed": trace.needed,
-        "trace_low": found["trace_low"] - half,
-        "trace_high": found["trace_high"] + half,
+        "trace_low": low,
+        "trace_high": high,
     }
     widths = [extrapolate(float(np.mean(column)), column, samples, population) for column in parts.mass.T]
-    halves = np.array([(w.high - w.low) / 2 for w in widths])
+    halves = np.array([1.0 if math.isnan(trace.low) else (w.high - w.low) / 2 for w in widths])
     fields_found["negative_mass_low"] = np.maximum(found["negative_mass_low"] - halves, 0.0)
     fields_found["negative_mass_high"] = np.minimum(found["negative_mass_high"] + halves, 1.0)
     return fields_found, round(parts.products)
