@@ -139,7 +139,7 @@ def _solve(
         "block": settings.block,
         "memory": settings.memory,
     }
-    n, ranks = objective.layout.total, objective.ranks
+    n, ranks, dense_cost = objective.layout.total, objective.ranks, None
     if settings.exact or (settings.exact is None and dense.considered(n, objective.device)):
         wide = dense.float64_operator(objective, settings.operator, **options)
         if settings.exact:
@@ -149,6 +149,7 @@ def _solve(
             tell("dense matrix", 0, n)
             found = dense.dense_fields(wide, settings, tell)
             return found, wide.products, wide.plan.as_dict(), torch.float64
+        dense_cost = dense.offered(wide, settings.memory)
         del wide
     if settings.precision in LOWERED:
         objective = objective.lowered(settings.precision)
@@ -163,6 +164,8 @@ def _solve(
     start = time.perf_counter()
     found, notes, basis = iterative_fields(objective, operator, settings, tell, gradient)
     seconds = time.perf_counter() - start
+    if offer := dense.count_offer(found, dense_cost, settings.tau):
+        notes.append(offer)
     if settings.precision in LOWERED:
         relative = found["product_error"] / max(abs(found["top_value"][0]), 1e-300) if len(found["top_value"]) else 0.0
         notes.append(

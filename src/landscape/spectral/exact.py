@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -42,6 +43,21 @@ def wants_dense(operator: CurvatureOperator, iterative_products: int, memory: in
     iterative = 0.5 * operator.plan.product_seconds * iterative_products
     affordable = dense_seconds(operator) <= max(PATIENCE, 1.5 * iterative)
     return affordable and _fits(operator, memory)
+
+
+def offered(operator: CurvatureOperator, memory: int | None) -> float | None:
+    """Seconds that the dense solution would take, where it would fit; None where it would not."""
+    return dense_seconds(operator) if _fits(operator, memory) else None
+
+
+def count_offer(found: Mapping[str, Any], seconds: float | None, tau: float) -> str:
+    """What a bracket of the number of negative eigenvalues would cost to close; empty where there is nothing to say."""
+    place = int(np.abs(np.asarray(found["tau"]) - tau).argmin())
+    low, high = int(found["negative_count_low"][place]), int(found["negative_count_high"][place])
+    if seconds is None or low == high:
+        return ""
+    words = f"{seconds:.0f} s" if seconds < 120 else f"{seconds / 60:.0f} min" if seconds < 7200 else "hours"
+    return f"between {low:,} and {high:,} eigenvalues are below -tau: --exact counts them in about {words}"
 
 
 def require_fit(operator: CurvatureOperator, memory: int | None) -> None:
