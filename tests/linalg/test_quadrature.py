@@ -21,7 +21,7 @@ from landscape.linalg.quadrature import (
     negative_part_bracket,
     tridiagonalise,
 )
-from planted import planted_dense, planted_matvec
+from planted import planted_dense, planted_matvec, planted_vectors
 
 DTYPES = pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["float32", "float64"])
 NEGATIVE_AND_BULK = np.r_[np.random.default_rng(0).normal(size=290) * 0.1, 1.0, 2.0, 3.0, -1.0, -0.5]
@@ -119,6 +119,56 @@ def test_deflation_removes_the_outliers_from_the_measure(dtype: torch.dtype) -> 
     inside = gauss(tridiagonalise(diagonal(values[2:]), z[2:], 30))
     moments = [np.sum(q.nodes**2 * q.weights, axis=1) for q in (quad, inside)]
     assert np.allclose(*moments, rtol=1e-4 if dtype == torch.float32 else 1e-10)
+
+
+def one_sided(rng: np.random.Generator, n: int) -> np.ndarray:
+    """Spectra whose α/β is large or whose outliers are: what a deflated recurrence must live with; all but one kind
+    positive semidefinite."""
+    kind = int(rng.integers(6))
+    bulk = np.abs(rng.normal(size=n)) + 0.01
+    if kind == 0:  # Marchenko–Pastur, of aspect ratio near one
+        x = rng.normal(size=(n, n + int(rng.integers(1, n))))
+        bulk = np.linalg.eigvalsh(x @ x.T / x.shape[1])
+    elif kind == 1:  # far from zero: α/β as large as it gets
+        bulk = rng.uniform(50, 51, n)
+    elif kind == 2:  # outliers over many decades
+        bulk[:5] = 10 ** rng.uniform(1, 5, 5)
+    elif kind == 3:  # singular
+        bulk[rng.random(n) < 0.6] = 0.0
+    elif kind == 4:
+        bulk = np.exp(rng.normal(0, 3, n))
+    else:  # indefinite
+        bulk = bulk * np.where(rng.random(n) < 0.4, -1, 1)
+    return np.sort(bulk)
+
+
+@pytest.mark.parametrize("seed", range(24))
+def test_nodes_lie_within_the_known_ends(seed: int) -> None:
+    """Of the operator compressed to the complement, whatever is deflated: exact or approximate vectors, orthonormal or
+    nearly; so that a positive semidefinite operator has no negative node. Rounding is that of the whole operator."""
+    rng = np.random.default_rng(seed)
+    n = int(rng.integers(60, 300))
+    values = one_sided(rng, n)
+    dtype = (torch.float32, torch.float64)[seed % 2]
+    k, b, steps = int(rng.integers(0, 12)), int(rng.integers(1, 5)), int(rng.integers(20, 120))
+    from_top = int(rng.integers(0, k + 1))
+    which = np.r_[np.arange(n - from_top, n), np.arange(k - from_top)]
+    columns = planted_vectors(n, torch.eye(n, dtype=torch.float64)[:, which], seed=seed)
+    if rng.random() < 0.5:  # residuals, and inner products as large as spectral/extremes.py lets through
+        columns = columns + float(rng.choice([1e-3, 1e-5])) * starts(n, k, seed=seed) / math.sqrt(n)
+        columns = torch.linalg.qr(columns)[0] + 1e-5 * starts(n, k, seed=seed + 1) / math.sqrt(n)
+    deflate = columns.to(dtype)
+    z = starts(n, b, dtype, seed)
+    tri = tridiagonalise(planted_matvec(values, dtype, seed=seed), z, min(steps, n - k), deflate=deflate)
+    nodes = gauss(tri).nodes
+    rest = torch.linalg.qr(torch.cat([deflate.double(), torch.eye(n, dtype=torch.float64)], dim=1))[0][:, k:]
+    inside = torch.linalg.eigvalsh(rest.T @ planted_dense(values, seed=seed) @ rest)
+    rounding = 100 * float(torch.finfo(dtype).eps) * float(np.abs(values).max())
+    told = f"seed {seed}, n {n}, {dtype}, {k} deflated, {from_top} from the top"
+    assert nodes.min() >= float(inside[0]) - rounding, told
+    assert nodes.max() <= float(inside[-1]) + rounding, told
+    if values.min() >= 0:
+        assert nodes.min() >= -rounding, told
 
 
 @DTYPES

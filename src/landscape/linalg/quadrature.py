@@ -68,7 +68,7 @@ def tridiagonalise(
     Args:
         matvec: symmetric, V [n, b] -> H V [n, b].
         starts: [n, b], not zero; normalised here.
-        deflate: [n, k] orthonormal; the recurrence runs in the complement of these vectors.
+        deflate: [n, k] independent; the recurrence runs in the complement of these vectors.
         first: matvec(starts), if known: saves one block product. With `deflate`, the starts must lie in the
             complement already.
         tolerance: a probe ends when β <= tolerance · (|α| + β) of its largest step; 10 eps of the dtype by default.
@@ -77,7 +77,8 @@ def tridiagonalise(
         FloatingPointError: a product has NaN or Inf.
     """
     tolerance = 10 * float(torch.finfo(starts.dtype).eps) if tolerance is None else tolerance
-    v = _complement(starts.clone(), deflate)
+    dual = None if deflate is None else _dual(deflate)
+    v = _complement(starts.clone(), deflate, dual)
     norm = _norms(v)
     if not bool(torch.all(norm > 0)):
         raise ValueError("a probe is zero or lies in the deflated space")
@@ -91,9 +92,10 @@ def tridiagonalise(
         w = matvec(v) if ready is None else ready
         ready = None
         last = torch.from_numpy(beta[:, j - 1] if j else np.zeros(b)).to(v.device, v.dtype)
-        w = _complement(torch.addcmul(w, previous, last, value=-1), deflate)
+        w = torch.addcmul(w, previous, last, value=-1)
         a = _dots(v, w)
-        w.addcmul_(v, a.to(v.dtype), value=-1)
+        # Projected last: what αv brings back of the deflated space would grow by |α/β| a step.
+        w = _complement(w.addcmul_(v, a.to(v.dtype), value=-1), deflate, dual)
         coefficients = torch.stack([a, _norms(w)]).cpu().numpy()
         if not np.all(np.isfinite(coefficients)):
             raise FloatingPointError(f"the product of quadrature step {j + 1} contains NaN or Inf")
@@ -307,8 +309,18 @@ def _maximum(value: Callable[[float], float]) -> float:
     return max(float(seen[k]), -float(found.fun))
 
 
-def _complement(w: Tensor, deflate: Tensor | None) -> Tensor:
-    return w if deflate is None else w.addmm_(deflate, deflate.T @ w, alpha=-1)
+def _complement(w: Tensor, deflate: Tensor | None, dual: Tensor | None) -> Tensor:
+    return w if deflate is None or dual is None else w.addmm_(deflate, dual @ (deflate.T @ w), alpha=-1)
+
+
+def _dual(deflate: Tensor) -> Tensor:
+    """Inverse Gram matrix [k, k]: the projection is then as exact as the arithmetic, not as the vectors' orthogonality,
+    a defect of which would be multiplied by their eigenvalues over β at every step."""
+    gram = torch.zeros(deflate.shape[1], deflate.shape[1], dtype=torch.float64, device=deflate.device)
+    for rows in deflate.split(max(1024, SLAB_ELEMENTS // max(1, deflate.shape[1]))):
+        gram += rows.double().T @ rows.double()
+    inverse: Tensor = torch.linalg.inv(gram).to(deflate.dtype)
+    return inverse
 
 
 def _dots(x: Tensor, y: Tensor) -> Tensor:
