@@ -99,6 +99,8 @@ def sample_spectrum(**overrides: Any) -> Spectrum:
         "weight": np.full((4, 10), (1 - 2 * k / eigenvalues.size) / 10),
         "deflated": np.ones(k, dtype=bool),
         "deflated_bottom": np.ones(k, dtype=bool),
+        "deflated_value": np.concatenate([eigenvalues[:k], eigenvalues[-k or eigenvalues.size :]]),
+        "deflated_residual": np.full(2 * k, 2e-5),
         "eigenvalues": eigenvalues,
         **_negative(eigenvalues),
         **_layers(),

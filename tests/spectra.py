@@ -79,6 +79,7 @@ def spectrum_of(known: np.ndarray, k: int = 5, **overrides: Any) -> Spectrum:
         "eigenvalues": e,
     }
     fields |= dict.fromkeys(("grid", "density", "density_low", "density_high", "kernel_width", "node", "weight"))
+    fields |= dict.fromkeys(("deflated_value", "deflated_residual"))
     return sample_spectrum(pairs=k, **(fields | overrides))
 
 
@@ -90,6 +91,7 @@ def probed(probes: int = 4, **overrides: Any) -> Spectrum:
     shapes = {f.name: getattr(smooth, f.name) for f in dataclasses.fields(smooth)}
     fields = {"exact": False, "eigenvalues": None, "node": nodes, "weight": weights, **shapes}
     nothing = {"deflated": np.zeros(5, dtype=bool), "deflated_bottom": np.zeros(5, dtype=bool)}
+    nothing |= {"deflated_value": np.zeros(0), "deflated_residual": np.zeros(0)}
     bound = {"excluded_below": -0.02, "excluded_probability": 1e-3, "negative_count_exact": None}
     return spectrum_of(np.linalg.eigvalsh(matrix), **(fields | nothing | bound | overrides))
 

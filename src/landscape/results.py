@@ -27,6 +27,7 @@ AXES: dict[str, tuple[str, str | None]] = {
     "grid": ("position on the eigenvalue axis", "grid"),
     "probe": ("random probe", None),
     "step": ("Lanczos step of a probe", None),
+    "taken": ("eigenvalue taken out before the probes, ascending", None),
     "eigenvalue": ("rank among all eigenvalues, ascending", None),
     "parameter": ("index in the flat parameter vector", None),
     "layer": ("layer, in the order of the model", "layer"),
@@ -248,6 +249,16 @@ class Spectrum(Result):
     )
     deflated_bottom: np.ndarray | None = field_of(
         "True: this eigenvalue entered the density exactly, not through the probes", "bottom", optional=True
+    )
+    deflated_value: np.ndarray | None = field_of(
+        "all eigenvalues that were taken out before the probes, ascending; the trace of f(H) is sum f(deflated_value) "
+        "+ parameters * mean over probes of sum weight f(node)",
+        "taken",
+        units=CURVATURE,
+        optional=True,
+    )
+    deflated_residual: np.ndarray | None = field_of(
+        "distance within which a true eigenvalue lies", "taken", units=CURVATURE, optional=True
     )
     eigenvalues: np.ndarray | None = field_of(
         "all eigenvalues, ascending (dense)", "eigenvalue", units=CURVATURE, optional=True

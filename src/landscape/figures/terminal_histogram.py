@@ -77,8 +77,7 @@ def count_eigenvalues(arrays: Mapping[str, Array]) -> Counts | None:
         return Counts(edges, _binned(known, edges), np.zeros(edges.size - 1), f"all {known.size:,} computed")
     if nodes is None or weights is None:
         return None
-    ends = [pairs(spectrum, end) for end in ("top", "bottom")]
-    known = np.concatenate([end.value[end.deflated] for end in ends])
+    known = _taken(spectrum)
     real = np.isfinite(nodes) & np.isfinite(weights) & (weights > 0)  # a probe that ended early is padded
     if not real.any():
         return None
@@ -94,6 +93,15 @@ def count_eigenvalues(arrays: Mapping[str, Array]) -> Counts | None:
         half = stdtrit(probes - 1, 0.975) * each.std(axis=0, ddof=1) / math.sqrt(probes)
         source = f"{probes} probes, ± 95 %"
     return Counts(edges, _binned(known, edges) + each.mean(axis=0), half, source)
+
+
+def _taken(spectrum: _Spectrum) -> np.ndarray:
+    """The eigenvalues that the probes do not see; in files of older versions, those listed that were deflated."""
+    taken = values(spectrum, "deflated_value")
+    if taken is not None:
+        return taken
+    ends = [pairs(spectrum, end) for end in ("top", "bottom")]
+    return np.concatenate([end.value[end.deflated] for end in ends])
 
 
 def bin_edges(eigenvalues: np.ndarray, floor: float) -> np.ndarray:

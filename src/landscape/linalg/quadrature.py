@@ -24,7 +24,7 @@ from torch import Tensor
 Matvec = Callable[[Tensor], Tensor]
 
 EPS = float(np.finfo(float).eps)
-# Masses below this are rounding: one eigenvalue among 10⁷ has mass 10⁻⁷ and falls below with probability 10⁻³.
+# Masses this near to 0 or 1 are rounding: one eigenvalue among 10⁷ has mass 10⁻⁷ and falls below with probability 10⁻³.
 NO_MASS = 1e-13
 SLAB_ELEMENTS = 2**22
 
@@ -148,8 +148,12 @@ def distribution_bracket(tri: Tridiagonals, x: float) -> tuple[np.ndarray, np.nd
     return low, high
 
 
-def negative_part_bracket(quad: Quadrature, x: float, lower_edge: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """low <= point <= high [b] for the integral of |λ| over λ < −x with each probe's measure, x >= 0.
+def negative_part_bracket(
+    quad: Quadrature, x: float, lower_edge: float, slack: float = 0.0
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """low <= point <= high [b] for the integral of |λ| over λ < −x with each probe's measure, x >= slack >= 0.
+
+    With `slack` the low end is that for λ < −x − slack and the high one that for λ < −x + slack.
 
     The smallest value that the moments allow is that of the Gauss–Radau rule with a node at −x. The largest is
     attained by a Radau rule too, with a node somewhere between the Gauss nodes next to −x: a polynomial that
@@ -162,14 +166,14 @@ def negative_part_bracket(quad: Quadrature, x: float, lower_edge: float) -> tupl
         node, weight = quad.nodes[i, : len(alpha)], quad.weights[i, : len(alpha)]
         point = _negative_part(node, weight, -x)
         if last == 0:
-            below, through = _atoms(node, weight, -x)
+            below, through = _atoms(node, weight, -x - slack)[0], _atoms(node, weight, -x + slack)[1]
             rows.append((_negative_part(*below, math.inf), point, _negative_part(*through, math.inf)))
             continue
-        radau, mass, index = _radau(alpha, beta, last, -x)
+        radau, mass, index = _radau(alpha, beta, last, -x - slack)
         low = _negative_part(radau[:index], mass[:index], math.inf)
         shifted = np.r_[min(lower_edge, node[0]), node[:-1]]
-        high = _negative_part(shifted, weight, -x)
-        high = min(high, _largest_negative_part(alpha, beta, last, -x, node))
+        high = _negative_part(shifted, weight, -x + slack)
+        high = min(high, _largest_negative_part(alpha, beta, last, -x + slack, node))
         rows.append((min(low, point), point, max(high, point)))
     low, value, high = np.maximum(np.array(rows), 0.0).T
     return low, value, high
@@ -189,7 +193,7 @@ def count_interval(
     low, high = (min(1.0, max(0.0, fraction)) for fraction in (low_fraction, high_fraction))
 
     def may_be_as_small(k: int) -> bool:  # P(mean <= high) is not too small for so many eigenvalues
-        return k == 0 or high >= 1 or (k < n and float(betainc(t * k, t * (n - k), high)) >= tail)
+        return k == 0 or high >= 1 - NO_MASS or (k < n and float(betainc(t * k, t * (n - k), high)) >= tail)
 
     def may_be_as_large(k: int) -> bool:
         return k == n or low <= NO_MASS or (k > 0 and float(betaincc(t * k, t * (n - k), low)) >= tail)
@@ -317,7 +321,7 @@ def _dual(deflate: Tensor) -> Tensor:
     """Inverse Gram matrix [k, k]: the projection is then as exact as the arithmetic, not as the vectors' orthogonality,
     a defect of which would be multiplied by their eigenvalues over β at every step."""
     gram = torch.zeros(deflate.shape[1], deflate.shape[1], dtype=torch.float64, device=deflate.device)
-    for rows in deflate.split(max(1024, SLAB_ELEMENTS // max(1, deflate.shape[1]))):
+    for rows in torch.split(deflate, max(1024, SLAB_ELEMENTS // max(1, deflate.shape[1]))):
         gram += rows.double().T @ rows.double()
     inverse: Tensor = torch.linalg.inv(gram).to(deflate.dtype)
     return inverse

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -74,7 +75,8 @@ def iterative_fields(
         **common,
     )
     top, bottom = top_of(found), bottom_of(found)
-    deflated = orthonormal(*_converged(top, bottom, found)) if steps else None
+    taken = _converged(top, bottom, found, settings) if steps else None
+    deflated = orthonormal(*taken) if taken else None
     probing = probe(
         operator,
         deflated,
@@ -86,9 +88,9 @@ def iterative_fields(
     )
     budget = for_extremes - found.products
     trace = trace_interval(operator, found, probing.samples, noise=noise, budget=budget, generator=generator)
-    known = _known(found, top, bottom, deflated is not None, operator.n)
+    known = _known(found, bottom, taken or (), operator.n)
     found = replace(found, project=_no_basis)  # frees the Krylov basis
-    del deflated
+    del deflated, taken
     top, bottom, more = _second_look(operator, found, top, bottom, probing, for_extremes, common)
     notes += more
     basis = {
@@ -136,8 +138,12 @@ def _shares(settings: SpectrumSettings, n: int) -> tuple[int, int, int, list[str
     return probes, steps, max(2, limit - cost), notes
 
 
-def _converged(top: Pairs, bottom: Pairs, found: Extremes) -> tuple[Pairs, Pairs]:
-    """The pairs to deflate: converged ones, each once."""
+def _converged(top: Pairs, bottom: Pairs, found: Extremes, settings: SpectrumSettings) -> tuple[Pairs, Pairs]:
+    """The pairs to deflate: converged ones, each once, and none at an end that was not asked for."""
+    if settings.top == 0:
+        top = top.pick(np.arange(0))
+    if settings.bottom == 0:
+        bottom = bottom.pick(np.arange(0))
     if found.exhausted:  # the two lists may then overlap; everything is known anyway
         top = top.pick(np.flatnonzero(top.converged))
         lowest_top = top.value.min() if len(top.value) else np.inf
@@ -146,13 +152,9 @@ def _converged(top: Pairs, bottom: Pairs, found: Extremes) -> tuple[Pairs, Pairs
     return top.pick(np.flatnonzero(top.converged)), bottom.pick(np.flatnonzero(bottom.converged))
 
 
-def _known(found: Extremes, top: Pairs, bottom: Pairs, deflating: bool, n: int) -> Known:
-    if not deflating:
-        value, residual = np.zeros(0), np.zeros(0)
-    else:
-        picked = _converged(top, bottom, found)
-        value = np.concatenate([p.value for p in picked])
-        residual = np.concatenate([p.residual for p in picked])
+def _known(found: Extremes, bottom: Pairs, deflated: Sequence[Pairs], n: int) -> Known:
+    value = np.concatenate([np.zeros(0), *(p.value for p in deflated)])
+    residual = np.concatenate([np.zeros(0), *(p.residual for p in deflated)])
     edge = float(found.ritz_values[0])
     if len(bottom.value):
         edge -= float(bottom.residual[0])
@@ -237,10 +239,25 @@ def _density_fields(n: int, probing: Probing, known: Known, top: Pairs, bottom: 
     weights = rule.weights * share
     before = gauss(shortened(rule.tridiagonals))
     coarse = (before.nodes, before.weights * share)
+    order = np.argsort(known.value, kind="stable")
+    marked = _marks(np.concatenate([top.value, bottom.value]), known.value)
     return {
         **vars(spectral_density(rule.nodes, weights, known.value, n, coarse, noise)),
         "node": rule.nodes,
         "weight": weights,
-        "deflated": np.isin(top.value, known.value),
-        "deflated_bottom": np.isin(bottom.value, known.value),
+        "deflated": marked[: len(top.value)],
+        "deflated_bottom": marked[len(top.value) :],
+        "deflated_value": known.value[order],
+        "deflated_residual": known.residual[order],
     }
+
+
+def _marks(listed: np.ndarray, taken: np.ndarray) -> np.ndarray:
+    """Which of the listed values were taken out, each once: a copy found later is equal to the last bit, perhaps."""
+    left = taken.tolist()
+    marks = np.zeros(len(listed), dtype=bool)
+    for i, value in enumerate(listed.tolist()):
+        if value in left:
+            left.remove(value)
+            marks[i] = True
+    return marks

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from landscape.errors import NumericalError
-from landscape.linalg.lanczos import Extremes
+from landscape.linalg.lanczos import ROUNDING, Extremes
 from landscape.linalg.probes import gaussian
 from landscape.linalg.quadrature import Quadrature, Tridiagonals, gauss, tridiagonalise
 from landscape.linalg.trace import complement_quadratic_forms, samples_for, student_interval
@@ -97,11 +97,18 @@ def trace_interval(
     budget: int,
     generator: torch.Generator,
 ) -> tuple[float, float, float]:
-    """Trace with its 95 % interval; takes up to `budget` further products if the interval is wider than 1 %."""
+    """Trace with its 95 % interval; takes up to `budget` further products if the interval is wider than 1 %.
+
+    Besides Student's interval it carries rounding: of the products, whose errors `noise` are as good as independent,
+    and, for a basis and unit probes that are right to eps, an eps of all that is added up: Σ|θ| on the basis, and on
+    its complement the trace there, by how much longer a probe is than its part there.
+    """
+    n, m = operator.n, known.basis_size
     offset = float(np.trace(known.projected))
-    rounding = math.sqrt(operator.n) * noise
-    if known.basis_size >= operator.n or len(samples) == 0:
-        width = rounding if known.basis_size >= operator.n else math.inf
+    unit = ROUNDING * float(torch.finfo(operator.dtype).eps)
+    rounding = math.sqrt(n) * noise + unit * float(np.sum(np.abs(known.ritz_values)))
+    if m >= n or len(samples) == 0:
+        width = rounding if m >= n else math.inf
         return offset, offset - width, offset + width
     value, low, high = student_interval(samples, offset)
     target = TRACE_RTOL * abs(value)
@@ -115,6 +122,7 @@ def trace_interval(
             z = gaussian(operator.n, count, generator=generator, dtype=operator.dtype, device=operator.device)
             more.append(complement_quadratic_forms(z, operator(z), known.project, known.projected))
         value, low, high = student_interval(np.concatenate(more), offset, first_stage=len(samples))
+    rounding += unit * abs(value - offset) * n / (n - m)
     return value, low - rounding, high + rounding
 
 
