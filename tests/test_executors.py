@@ -8,13 +8,15 @@ import signal
 import subprocess
 import sys
 import time
+from collections import Counter
 from pathlib import Path
 
 import psutil
 import pytest
+import torch
 
 from landscape.errors import BatchError, UsageError
-from landscape.executors import Outcome, Task, run_batch
+from landscape.executors import Outcome, Task, run_batch, visible_gpus
 from landscape.interrupts import GRACE_SECONDS, Interrupted, deferred, interruptible
 
 WORKER = """
@@ -35,6 +37,11 @@ elif what == "dies once":
     print("{}")
 elif what == "threads":
     print(os.environ["OMP_NUM_THREADS"])
+elif what == "gpu":
+    # Nobody ends before so many have started: then all of them run at the same time.
+    mark("gpu " + sys.argv[3])
+    while len([f for f in os.listdir(folder) if f.startswith("gpu ")]) < int(sys.argv[4]): time.sleep(0.02)
+    print(os.environ.get("CUDA_VISIBLE_DEVICES"), os.environ.get("LANDSCAPE_WORKERS_PER_GPU"))
 elif what == "chatty":
     for i in range(20000): print("x" * 100, file=sys.stderr); print("y" * 100)
 elif what == "leaves a grandchild":
@@ -110,6 +117,78 @@ def test_threads_are_shared_out(
     tasks = [Task(["threads", str(tmp_path)], "t")] * (1 if workers == 1 else cores)
     outcomes, _ = run(tasks, program, workers)
     assert {int(o.stdout) for o in outcomes} == {expected or cores}
+
+
+def seen_gpus(
+    folder: Path, program: tuple[str, ...], device: str, workers: int, tasks: int | None = None
+) -> list[list[str]]:
+    """What each of so many workers at a time sees of GPUs: their list, and how many workers share each."""
+    count = workers if tasks is None else tasks
+    at_once = min(count, workers)
+    made = [Task(["gpu", str(folder), str(n), str(at_once)], f"t{n}") for n in range(count)]
+    outcomes = run_batch(made, workers, lambda o: None, device=device, program=program)
+    return [o.stdout.split() for o in outcomes]
+
+
+# GPUs that CUDA counts, the list that a scheduler has set, and the names that are shared out.
+GPUS = [
+    (1, None, ["0"]),
+    (3, None, ["0", "1", "2"]),
+    (2, "5,2", ["5", "2"]),
+    (2, "GPU-8932f937, GPU-fef8089b", ["GPU-8932f937", "GPU-fef8089b"]),
+    (2, "0,1,-1,2", ["0", "1"]),  # CUDA reads as far as the first name that is none
+    (1, "MIG-0a,MIG-1b,MIG-2c", ["MIG-0a", "MIG-1b", "MIG-2c"]),  # of MIG instances it counts one
+    (0, "", []),
+    (0, None, []),
+]
+
+
+@pytest.mark.parametrize(("count", "listed", "names"), GPUS)
+@pytest.mark.parametrize("device", ["auto", "cuda"])
+def test_visible_gpus(
+    monkeypatch: pytest.MonkeyPatch, device: str, count: int, listed: str | None, names: list[str]
+) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: count)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    if listed is not None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", listed)
+    assert list(visible_gpus(device)) == names
+    assert visible_gpus("cpu") == visible_gpus("cuda:1") == ()
+
+
+@pytest.mark.parametrize(("gpus", "workers"), [(1, 1), (1, 3), (2, 2), (2, 3), (3, 2), (3, 6)])
+def test_workers_get_a_gpu_each_and_share_evenly(
+    tmp_path: Path, program: tuple[str, ...], monkeypatch: pytest.MonkeyPatch, gpus: int, workers: int
+) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    seen = seen_gpus(tmp_path, program, "cuda", workers)
+    named = Counter(name for name, _ in seen)
+    expected = {str(n): workers // gpus + (n < workers % gpus) for n in range(gpus)}
+    assert dict(named) == ({"None": workers} if gpus == 1 else {n: k for n, k in expected.items() if k})
+    assert {int(sharers) for _, sharers in seen} == {max(expected.values())}
+
+
+def test_next_worker_gets_the_gpu_that_is_free(
+    tmp_path: Path, program: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of two workers one stays until the other's GPU has had all further tasks in turn."""
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    long = Task(["gpu", str(tmp_path), "0", "4"], "long")
+    short = [Task(["gpu", str(tmp_path), str(n), "1"], "short") for n in range(1, 4)]
+    outcomes = run_batch([long, *short], 2, lambda o: None, device="auto", program=program)
+    assert [o.stdout.split()[0] for o in outcomes] == ["0", "1", "1", "1"]
+
+
+@pytest.mark.parametrize(("device", "sharers"), [("cpu", "None"), ("cuda:1", "2")])
+def test_gpus_are_left_alone(
+    tmp_path: Path, program: tuple[str, ...], monkeypatch: pytest.MonkeyPatch, device: str, sharers: str
+) -> None:
+    """On the CPU, and where the user names one GPU: all workers then share that one."""
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,1,0,2")
+    assert seen_gpus(tmp_path, program, device, 2) == [["3,1,0,2", sharers]] * 2
 
 
 def test_much_output_does_not_block(tmp_path: Path, program: tuple[str, ...]) -> None:

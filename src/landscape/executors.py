@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import selectors
 import subprocess
@@ -15,7 +16,7 @@ from typing import IO
 from landscape.errors import BatchError, UsageError
 from landscape.interrupts import deferred, interruptible
 
-__all__ = ["Outcome", "Task", "run_batch"]
+__all__ = ["Outcome", "Task", "run_batch", "visible_gpus"]
 
 # -P: like the installed command, and unlike plain -m, never import from the folder we happen to be in.
 PROGRAM = (sys.executable, "-P", "-m", "landscape")
@@ -23,6 +24,8 @@ ATTEMPTS = 2  # a worker killed by a signal (out of memory, kill -9) gets a seco
 STOP_SECONDS = 20.0  # for workers to write what they have after SIGTERM
 TICK_SECONDS = 0.1
 CHUNK = 1 << 16
+# Which GPUs CUDA sees, by number, UUID or MIG instance: a scheduler's list, or what a worker is given.
+VISIBLE = "CUDA_VISIBLE_DEVICES"
 
 
 @dataclass(frozen=True)
@@ -64,11 +67,13 @@ class Outcome:
 
 @dataclass(eq=False)
 class _Worker:
-    """A running process and what it has said so far; stderr is kept up to the last whole line."""
+    """A running process and what it has said so far; stderr is kept up to the last whole line. gpu: its own, or None
+    where there is nothing to choose."""
 
     number: int
     task: Task
     attempt: int
+    gpu: str | None
     process: subprocess.Popen[bytes]
     started: float = field(default_factory=time.monotonic)
     stdout: bytearray = field(default_factory=bytearray)
@@ -86,6 +91,7 @@ def run_batch(
     workers: int,
     on_done: Callable[[Outcome], None],
     *,
+    device: str = "cpu",
     on_line: Callable[[Task, str], None] = print_line,
     program: Sequence[str] = PROGRAM,
 ) -> list[Outcome]:
@@ -98,6 +104,8 @@ def run_batch(
         tasks: what to run.
         workers: how many at a time; the processor cores are shared out among them.
         on_done: called with each outcome as it comes in.
+        device: the tasks' `--device`. Unless it is the CPU or one GPU by its number, each worker sees one GPU only, the
+            one with the fewest workers; those that share a GPU share its memory.
         on_line: called with each line that a worker prints on stderr.
         program: what the tasks' `argv` is appended to.
 
@@ -108,7 +116,8 @@ def run_batch(
     """
     if workers < 1:
         raise UsageError(f"a batch needs at least one worker, not {workers}", "try --workers 1")
-    environment = _environment(min(workers, max(1, len(tasks))))
+    gpus = visible_gpus(device)
+    environment = _environment(min(workers, max(1, len(tasks))), device, len(gpus))
     waiting = deque((number, task, 1) for number, task in enumerate(tasks))
     outcomes: dict[int, Outcome] = {}
     running: list[_Worker] = []
@@ -117,7 +126,8 @@ def run_batch(
             while waiting or running:
                 while waiting and len(running) < workers:
                     with deferred():  # a process that nobody knows of could not be stopped
-                        running.append(_start(*waiting.popleft(), program, environment, selector))
+                        gpu = _least_busy(gpus, running)
+                        running.append(_start(*waiting.popleft(), gpu, program, environment, selector))
                 for worker in _finished(running, selector, on_line):
                     outcome = _outcome(worker)
                     if outcome.killed and worker.attempt < ATTEMPTS:
@@ -131,20 +141,50 @@ def run_batch(
     return [outcomes[number] for number in sorted(outcomes)]
 
 
-def _environment(workers: int) -> dict[str, str]:
-    """Ours, with the cores shared out; a lower limit that the user has set stays."""
+def visible_gpus(device: str) -> tuple[str, ...]:
+    """Every GPU that workers on `device` may be given, as `CUDA_VISIBLE_DEVICES` names it; none on the CPU, and where
+    one GPU is named by its number.
+
+    A list that is set already, by a scheduler perhaps, is not left; of it CUDA sees what comes before the first name
+    that is none. It counts one MIG instance only, but takes each of them by its name.
+    """
+    if device not in ("auto", "cuda"):
+        return ()
+    import torch
+
+    listed = [name.strip() for name in os.environ.get(VISIBLE, "").split(",")]
+    if listed[0].startswith("MIG-"):
+        return tuple(itertools.takewhile(lambda name: name.startswith("MIG-"), listed))
+    count = torch.cuda.device_count()
+    return tuple(listed[:count] if VISIBLE in os.environ else map(str, range(count)))
+
+
+def _least_busy(gpus: Sequence[str], running: Sequence[_Worker]) -> str | None:
+    """The first GPU that has the fewest workers; None where there is nothing to choose."""
+    taken = [worker.gpu for worker in running]
+    return min(gpus, key=taken.count) if len(gpus) > 1 else None
+
+
+def _environment(workers: int, device: str, gpus: int) -> dict[str, str]:
+    """Ours, with the cores and the GPUs' memory shared out; a lower limit of cores that the user has set stays."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     share = max(1, cores // workers)
     limit = os.environ.get("OMP_NUM_THREADS", "")
     if limit.isdecimal() and int(limit) > 0:
         share = min(share, int(limit))
-    return {**os.environ, "OMP_NUM_THREADS": str(share)}
+    environment = {**os.environ, "OMP_NUM_THREADS": str(share)}
+    if gpus or device.startswith("cuda"):
+        from landscape.memory import SHARERS
+
+        environment[SHARERS] = str(-(-workers // max(1, gpus)))
+    return environment
 
 
 def _start(
     number: int,
     task: Task,
     attempt: int,
+    gpu: str | None,
     program: Sequence[str],
     environment: dict[str, str],
     selector: selectors.BaseSelector,
@@ -155,14 +195,14 @@ def _start(
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
-            env=environment,
+            env=environment if gpu is None else {**environment, VISIBLE: gpu},
             process_group=0,  # so that Ctrl-C reaches us alone and the workers get one signal, not two
         )
     except OSError as error:
         raise BatchError(
             f"cannot start a worker for {task.label}: {error.strerror}", "repeat with fewer --workers"
         ) from error
-    worker = _Worker(number, task, attempt, process)
+    worker = _Worker(number, task, attempt, gpu, process)
     for stream, said in ((process.stdout, worker.stdout), (process.stderr, worker.stderr)):
         assert stream is not None
         os.set_blocking(stream.fileno(), False)

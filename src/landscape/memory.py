@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import gc
+import os
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -27,6 +28,8 @@ _UNITS = {
 }
 # The part of free memory that an analysis may take unasked.
 DEFAULT_SHARE = 0.6
+# How many workers of ours share each GPU, said by the process that starts them.
+SHARERS = "LANDSCAPE_WORKERS_PER_GPU"
 
 
 def parse_bytes(text: str) -> int:
@@ -47,16 +50,26 @@ def parse_bytes(text: str) -> int:
 def usable_bytes(device: torch.device, limit: int | None = None) -> int:
     """Bytes that may be allocated from now on: of the user's limit for the whole process, or a share of what is free.
 
-    On the CPU the limit counts everything the process already holds (its resident set).
+    On the CPU the limit counts everything the process already holds (its resident set). Workers on one GPU take no
+    more than their part of it unasked.
     """
     if device.type == "cuda":
-        free, _ = torch.cuda.mem_get_info(device)
-        cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-        held = torch.cuda.memory_reserved(device) - cached
-        return max(0, limit - held) if limit is not None else int(DEFAULT_SHARE * (free + cached))
+        free, total = torch.cuda.mem_get_info(device)
+        held = torch.cuda.memory_allocated(device)
+        if limit is not None:
+            return max(0, limit - held)
+        # What other workers on this GPU have not taken yet is theirs all the same.
+        room = min(free + torch.cuda.memory_reserved(device), total / sharers_of_gpu()) - held
+        return int(DEFAULT_SHARE * max(0.0, room))
     if limit is not None:
         return max(0, limit - int(psutil.Process().memory_info().rss))
     return int(DEFAULT_SHARE * psutil.virtual_memory().available)
+
+
+def sharers_of_gpu() -> int:
+    """How many workers share this process's GPU; 1 for a process that is none."""
+    said = os.environ.get(SHARERS, "")
+    return max(1, int(said)) if said.isdecimal() else 1
 
 
 def keep_budget(device: torch.device, reserve: int, limit: int | None = None) -> float:

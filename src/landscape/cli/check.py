@@ -57,7 +57,7 @@ def check(
     seed: common.Seed = 0,
     device: common.Device = "auto",
     workers: Annotated[
-        int, typer.Option("--workers", help="Experiments at a time, each in a process of its own; 0: one a core.")
+        int, typer.Option("--workers", help="Experiments at a time, a process each; 0: one a core, or a GPU.")
     ] = 0,
     unit: Annotated[str | None, typer.Option("--unit", hidden=True)] = None,
     out: common.Out = common.DEFAULT_OUT,
@@ -118,7 +118,7 @@ def _trained(request: Request) -> list[str]:
     import torch
 
     from landscape.arithmetic import resolve_device
-    from landscape.executors import Task, run_batch
+    from landscape.executors import Outcome, Task, run_batch, visible_gpus
 
     folders = {name: request.out / "runs" / name for name in SWEEPS[request.claim]}
     quiet = ["--quiet"] if request.quiet else []
@@ -130,9 +130,13 @@ def _trained(request: Request) -> list[str]:
             told += ["--set", change]
         told += ["--device", request.device, "--out", str(folder), "--json", *quiet]
         tasks.append(Task(told, name))
-    alone = resolve_device(request.device).type == "cuda"  # a GPU is planned for as a whole
-    workers = request.workers or (1 if alone else torch.get_num_threads())
-    outcomes = run_batch(tasks, workers, lambda outcome: print_note(f"{outcome.task.label}: trained", request.quiet))
+    on_cpu = resolve_device(request.device).type == "cpu"  # a GPU is planned for as a whole
+    workers = request.workers or (torch.get_num_threads() if on_cpu else max(1, len(visible_gpus(request.device))))
+
+    def on_done(outcome: Outcome) -> None:
+        print_note(f"{outcome.task.label}: trained", request.quiet)
+
+    outcomes = run_batch(tasks, workers, on_done, device=request.device)
     failed = [o.task.label for o in outcomes if not o.ok and o.exit_code != 6]  # 6: single runs that diverged
     if failed:
         raise BatchError(f"the training of {', '.join(failed)} failed", "see the messages above")

@@ -32,7 +32,7 @@ TELL_SECONDS = 1.0
 
 @dataclass(frozen=True)
 class Request:
-    """One command line; workers: processes that share the experiments, 0: as many as there are cores."""
+    """One command line; workers: processes that share the experiments, 0: as many as there are cores or GPUs."""
 
     claim: str
     scale: str
@@ -108,6 +108,7 @@ def _computed(
 
     from landscape.arithmetic import resolve_device
     from landscape.evidence.runs import Means, populations
+    from landscape.executors import visible_gpus
     from landscape.result_checks import Read, checked
     from landscape.results import Spent
     from landscape.sweep_text import as_sweep
@@ -116,7 +117,8 @@ def _computed(
     device = str(resolve_device(request.device))
     groups = populations(runs)
     units = request.evidence.units(groups)
-    workers = min(len(units), request.workers or (torch.get_num_threads() if device == "cpu" else 1))
+    most = torch.get_num_threads() if device == "cpu" else max(1, len(visible_gpus(request.device)))
+    workers = min(len(units), request.workers or most)
     if workers > 1:
         _in_workers(request, _folders_of(folders, groups), units, workers, pieces, key, report)
     means = Means(request.evidence.SCALES[request.scale], request.seed, device, report, pieces)
@@ -220,7 +222,7 @@ def _in_workers(
         told = json.dumps({"name": name, "what": what, "number": number, "key": key})
         tasks.append(Task(["check", *folders.get(name, []), *base, "--unit", told], f"{name}, {what}"))
     try:
-        run_batch(tasks, workers, on_done, on_line=on_line)
+        run_batch(tasks, workers, on_done, device=request.device, on_line=on_line)
     finally:
         take()
 

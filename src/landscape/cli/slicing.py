@@ -187,7 +187,7 @@ def _in_workers(request: Request, job: Job, frame: Frame, cells: Cells, report: 
 
     outcomes: list[Outcome] = []
     try:
-        outcomes = run_batch(tasks, request.workers, outcomes.append, on_line=on_line)
+        outcomes = run_batch(tasks, request.workers, outcomes.append, device=request.settings.device, on_line=on_line)
     finally:
         for part in worker.parts(job.place):
             _take(cells, part, job.identity)

@@ -276,7 +276,7 @@ def _in_workers(
 
     shown: list[Any] = []
     failures: list[LandscapeError] = []
-    for outcome, place in zip(run_batch(tasks, workers, on_done), places, strict=True):
+    for outcome, place in zip(run_batch(tasks, workers, on_done, device=request.settings.device), places, strict=True):
         if outcome.ok:
             stored = read_result(place, "spectrum")
             shown.append(Shown(restore(stored, Spectrum), stored.provenance, place))
