@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Iterator
 
 import pytest
@@ -46,6 +47,71 @@ def test_settings_come_back(tf32: bool, fails: bool, allow: bool, grad: bool) ->
         except KeyError:
             assert fails
         assert flags() == before
+
+
+SETTINGS = {
+    "matmul": ("cuda", "matmul"),
+    "conv": ("cuda", "conv"),
+    "rnn": ("cuda", "rnn"),
+    "cpu matmul": ("mkldnn", "matmul"),
+    "cpu conv": ("mkldnn", "conv"),
+    "cpu rnn": ("mkldnn", "rnn"),
+}
+B = torch.backends
+CALLERS = {  # what a caller may have written: older switches, newer settings, of one operation or of all
+    "cudnn.allow_tf32": (lambda x: setattr(B.cudnn, "allow_tf32", x), [True, False]),
+    "matmul.allow_tf32": (lambda x: setattr(B.cuda.matmul, "allow_tf32", x), [True, False]),
+    "set_float32_matmul_precision": (torch.set_float32_matmul_precision, ["highest", "high", "medium"]),
+    "backends": (lambda x: setattr(B, "fp32_precision", x), ["none", "ieee", "tf32"]),
+    "cudnn": (lambda x: setattr(B.cudnn, "fp32_precision", x), ["none", "ieee", "tf32"]),
+    "matmul": (lambda x: setattr(B.cuda.matmul, "fp32_precision", x), ["none", "ieee", "tf32"]),
+    "conv": (lambda x: setattr(B.cudnn.conv, "fp32_precision", x), ["none", "ieee", "tf32"]),
+    "rnn": (lambda x: setattr(B.cudnn.rnn, "fp32_precision", x), ["none", "ieee", "tf32"]),
+    "mkldnn matmul": (lambda x: setattr(B.mkldnn.matmul, "fp32_precision", x), ["none", "ieee", "bf16"]),
+}
+
+
+def seen() -> dict[str, str]:
+    """What float32 products are rounded to, and what the older switches say, or that they cannot be read."""
+    found = {name: torch._C._get_fp32_precision_getter(*setting) for name, setting in SETTINGS.items()}
+    for name, switch in (
+        ("cudnn", lambda: B.cudnn.allow_tf32),
+        ("cuBLAS", lambda: B.cuda.matmul.allow_tf32),
+        ("float32", torch.get_float32_matmul_precision),
+    ):
+        try:
+            found[f"switch of {name}"] = str(switch())
+        except RuntimeError:
+            found[f"switch of {name}"] = "contradicted"
+    return found
+
+
+@pytest.fixture
+def _untouched() -> Iterator[None]:
+    before = {name: torch._C._get_fp32_precision_getter(*setting) for name, setting in SETTINGS.items()}
+    yield
+    B.fp32_precision = B.cudnn.fp32_precision = "none"
+    B.mkldnn.fp32_precision = "none"
+    B.cudnn.allow_tf32, B.cuda.matmul.allow_tf32 = True, False
+    torch.set_float32_matmul_precision("highest")
+    for name, (backend, operation) in SETTINGS.items():
+        torch._C._set_fp32_precision_setter(backend, operation, before[name])
+
+
+@pytest.mark.parametrize("seed", range(60))
+@pytest.mark.usefixtures("_untouched")
+def test_float32_is_float32_whatever_a_caller_has_set(seed: int) -> None:
+    rng = random.Random(seed)
+    calls = [(name, rng.choice(CALLERS[name][1])) for name in rng.choices(sorted(CALLERS), k=rng.randint(1, 4))]
+    for name, value in calls:
+        CALLERS[name][0](value)
+    before = seen()
+    for allow in (False, True):
+        with strict_arithmetic(allow_tf32=allow):
+            rounded = {name for name, value in seen().items() if name in SETTINGS and value not in ("ieee", "none")}
+            expected = {"matmul", "conv", "rnn"} if allow else set()
+            assert rounded == expected, f"seed {seed}: after {calls}"
+        assert seen() == before, f"seed {seed}: after {calls}"
 
 
 @pytest.mark.parametrize(

@@ -2,32 +2,60 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from itertools import starmap
 
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from landscape.errors import UsageError
 
+# PyTorch's settings since 2.9 of what float32 products may be rounded to: of a GPU, and of a CPU by oneDNN. As
+# `torch.backends.cudnn.conv.fp32_precision` and so on, ten times as fast: every product passes here.
+_SETTINGS = (*(("cuda", o) for o in ("matmul", "conv", "rnn")), *(("mkldnn", o) for o in ("matmul", "conv", "rnn")))
+_precision, _set_precision = torch._C._get_fp32_precision_getter, torch._C._set_fp32_precision_setter
+
 
 @contextmanager
 def strict_arithmetic(allow_tf32: bool = False) -> Iterator[None]:
-    """Inside, float32 means float32, gradients are recorded, second derivatives of attention and RNNs exist.
+    """Inside, float32 means float32, gradients are recorded, second derivatives of attention exist.
 
-    PyTorch's default `cudnn.allow_tf32=True` makes every convolution's product wrong by 4e-4 … 1e-2; fused
-    attention kernels and cuDNN RNNs have no second derivative. Under a caller's `no_grad` or `inference_mode`
-    every product would silently be zero. The caller's settings come back on exit.
+    PyTorch's default `cudnn.allow_tf32=True` makes every convolution's product wrong by 4e-4 … 1e-2; a caller's
+    `set_float32_matmul_precision` does so to matrix products, on some CPUs as well; fused attention kernels have no
+    second derivative. Under a caller's `no_grad` or `inference_mode` every product would silently be zero. The caller's
+    settings come back on exit, whether made by PyTorch's older switches or by its newer ones.
     """
-    convolution, matmul = torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32
-    torch.backends.cudnn.allow_tf32 = allow_tf32
-    torch.backends.cuda.matmul.allow_tf32 = allow_tf32
+    before, switches = list(starmap(_precision, _SETTINGS)), _switches()
     try:
+        if switches is not None:  # they are to agree with the settings, or reading them is an error
+            torch._C._set_cudnn_allow_tf32(allow_tf32)
+            torch.set_float32_matmul_precision("high" if allow_tf32 else "highest")
+        _round(("tf32",) * 3 + ("ieee",) * 3 if allow_tf32 else ("ieee",) * 6)
         with torch.inference_mode(False), torch.enable_grad(), sdpa_kernel([SDPBackend.MATH]):
             yield
     finally:
-        torch.backends.cudnn.allow_tf32 = convolution
-        torch.backends.cuda.matmul.allow_tf32 = matmul
+        if switches is not None:
+            torch._C._set_cudnn_allow_tf32(switches[0])
+            torch.set_float32_matmul_precision(switches[1])
+        if list(starmap(_precision, _SETTINGS)) != before:
+            for setting, value in zip(_SETTINGS, before, strict=True):
+                _set_precision(*setting, value)
+
+
+def _switches() -> tuple[bool, str] | None:
+    """The older switches, of cuDNN and of matrix products; None where newer settings contradict them."""
+    try:
+        return torch._C._get_cudnn_allow_tf32(), torch.get_float32_matmul_precision()
+    except RuntimeError:
+        return None
+
+
+def _round(to: Sequence[str]) -> None:
+    """Set what is not so already; "none", where nobody has said otherwise, does not round either."""
+    for setting, now, wanted in zip(_SETTINGS, starmap(_precision, _SETTINGS), to, strict=True):
+        if now != wanted and (now, wanted) != ("none", "ieee"):
+            _set_precision(*setting, wanted)
 
 
 def resolve_dtype(precision: str, own: torch.dtype) -> torch.dtype:
