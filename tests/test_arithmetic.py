@@ -8,7 +8,8 @@ from collections.abc import Iterator
 import pytest
 import torch
 
-from landscape.arithmetic import is_out_of_memory, resolve_dtype, strict_arithmetic
+from landscape.arithmetic import is_out_of_memory, resolve_device, resolve_dtype, strict_arithmetic
+from landscape.errors import UsageError
 
 
 def flags() -> tuple[bool, ...]:
@@ -134,3 +135,17 @@ def test_precision() -> None:
     assert resolve_dtype("auto", torch.float64) == torch.float64
     assert resolve_dtype("float32", torch.float64) == torch.float32
     assert resolve_dtype("float64", torch.float16) == torch.float64
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [("cuda:2", "sees 2 of them"), ("cuda:x", "no device"), ("cuda:-1", "no device"), ("cpu:x", "no device"),
+     ("cuda:", "no device"), ("tpu", "no device")],
+)  # fmt: skip
+def test_devices_that_are_not_there(monkeypatch: pytest.MonkeyPatch, name: str, words: str) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    with pytest.raises(UsageError, match=words) as caught:
+        resolve_device(name)
+    assert caught.value.hint
+    assert [str(resolve_device(n)) for n in ("auto", "cuda", "cuda:1", "cpu")] == ["cuda", "cuda", "cuda:1", "cpu"]

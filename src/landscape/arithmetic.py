@@ -73,12 +73,18 @@ def resolve_device(name: str) -> torch.device:
     """
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    if name.partition(":")[0] == "cuda" and not torch.cuda.is_available():
+    kind, colon, number = name.partition(":")
+    if kind not in ("cpu", "cuda") or (colon and not number.isdecimal()):
+        raise UsageError(f"there is no device {name!r}", "choose auto, cpu or cuda")
+    if kind == "cpu":
+        return torch.device("cpu")
+    if not torch.cuda.is_available():
         raise UsageError(
             f"--device {name}, but PyTorch sees no CUDA device", "use --device cpu, or install a CUDA build"
         )
-    if name.partition(":")[0] not in ("cpu", "cuda"):
-        raise UsageError(f"there is no device {name!r}", "choose auto, cpu or cuda")
+    if colon and int(number) >= torch.cuda.device_count():
+        count = torch.cuda.device_count()
+        raise UsageError(f"--device {name}, but PyTorch sees {count} of them, numbered from 0", "use --device cuda:0")
     return torch.device(name)
 
 
