@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import models_zoo
@@ -102,3 +102,39 @@ def test_non_finite_points_are_found_on_any_batch() -> None:
     batches = [(torch.ones(2, 1), torch.ones(2, 1)), (torch.full((2, 1), 3e38), torch.full((2, 1), -3e38))]
     with pytest.raises(LandscapeError, match="loss at the checkpoint is inf"):
         build_objective(Problem(net, batches, "mse"))
+
+
+class Flags(nn.LSTM):
+    """Says whether cuDNN would be used for it."""
+
+    def forward(self, *args: Any) -> Any:
+        self.seen = torch.backends.cudnn.enabled
+        if torch.is_tensor(args[0]) and args[0].shape[-1] != self.input_size:
+            raise ValueError("of another size")
+        return super().forward(*args)
+
+
+def test_recurrent_layers_do_without_cudnn() -> None:
+    """cuDNN has no second derivative of them, and in eval mode not even a first one."""
+
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.recurrent, self.out = Flags(3, 4, batch_first=True), nn.Linear(4, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            found: Tensor = self.out(self.recurrent(x)[0][:, -1])
+            self.seen = torch.backends.cudnn.enabled
+            return found
+
+    data = torch.randn(5, 6, 3), torch.randint(0, 2, (5,))
+    problem = Problem(Net(), data, "cross_entropy")
+    objective = build_objective(problem)
+    for made in (objective, objective.in_dtype(torch.float64), objective.with_parameters(["out.weight"])):
+        made.value()
+        assert (made.model.recurrent.seen, made.model.seen) == (False, True)
+    with pytest.raises(ValueError, match="another size"):
+        objective.model(torch.randn(5, 6, 7))
+    assert torch.backends.cudnn.enabled
+    problem.model(data[0])
+    assert problem.model.recurrent.seen  # the caller's own is as it was

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from itertools import starmap
 
 import torch
+from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from landscape.errors import UsageError
@@ -56,6 +57,25 @@ def _round(to: Sequence[str]) -> None:
     for setting, now, wanted in zip(_SETTINGS, starmap(_precision, _SETTINGS), to, strict=True):
         if now != wanted and (now, wanted) != ("none", "ieee"):
             _set_precision(*setting, wanted)
+
+
+def without_cudnn(model: nn.Module) -> nn.Module:
+    """The model, its recurrent layers kept away from cuDNN: there they have no second derivative, and in eval mode not
+    even a first one. PyTorch's own kernels on CUDA have both; convolutions go on with cuDNN."""
+    before: list[bool] = []
+
+    def off(*_: object) -> None:
+        before.append(torch.backends.cudnn.enabled)
+        torch.backends.cudnn.enabled = False
+
+    def as_it_was(*_: object) -> None:
+        torch.backends.cudnn.enabled = before.pop()
+
+    for module in model.modules():
+        if isinstance(module, nn.RNNBase):
+            module.register_forward_pre_hook(off)
+            module.register_forward_hook(as_it_was, always_call=True)
+    return model
 
 
 def resolve_dtype(precision: str, own: torch.dtype) -> torch.dtype:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from landscape.arithmetic import strict_arithmetic
+from landscape.arithmetic import strict_arithmetic, without_cudnn
 from landscape.batches import map_tensors, move, read_batches, rechunk, size_in_bytes, take, tensors_of
 from landscape.errors import NumericalError, ProblemError
 from landscape.parameters import Layout, layout_of, select, trainable
@@ -192,7 +192,7 @@ def build_objective(
     generators = [device] if device.type == "cuda" else []
     # The checks may draw random numbers (functional dropout, before it is refused): not at the caller's cost.
     with strict_arithmetic(), torch.random.fork_rng(devices=generators):
-        model = copy.deepcopy(problem.model).to(device, dtype).eval()
+        model = without_cudnn(copy.deepcopy(problem.model).to(device, dtype).eval())
         _refuse_batch_statistics(model)
         names = tuple(trainable(model))
         chosen = select(names, params) if params else names
