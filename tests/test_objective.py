@@ -104,6 +104,48 @@ def test_non_finite_points_are_found_on_any_batch() -> None:
         build_objective(Problem(net, batches, "mse"))
 
 
+class Small(nn.Module):
+    """Takes so many samples at a time, as a GPU does whose memory is full."""
+
+    def __init__(self, most: int) -> None:
+        super().__init__()
+        self.layer, self.most, self.seen = nn.Linear(4, 3), most, 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        if len(x) > self.most:
+            raise torch.OutOfMemoryError(f"CUDA out of memory. Tried to allocate {len(x)} bytes")
+        self.seen = max(self.seen, len(x))
+        return torch.tanh(self.layer(x))
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_a_batch_beyond_the_memory_is_taken_in_portions(seed: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    samples = int(torch.randint(1, 60, (), generator=generator))
+    most = int(torch.randint(1, 20, (), generator=generator))
+    data = torch.randn(samples, 4, generator=generator), torch.randn(samples, 3, generator=generator)
+    torch.manual_seed(seed)
+    roomy, tight = (Problem(Small(m).double(), data, "mse", 0.1) for m in (10**9, most))
+    tight.model.load_state_dict(roomy.model.state_dict())
+    value, gradient = build_objective(roomy).value_and_gradient()
+    objective = build_objective(tight)
+    assert objective.count == samples, f"seed {seed}"
+    assert objective.value() == pytest.approx(value, rel=1e-12), f"seed {seed}"
+    found, slope = objective.value_and_gradient()
+    assert found == pytest.approx(value, rel=1e-12), f"seed {seed}"
+    torch.testing.assert_close(slope, gradient, rtol=1e-11, atol=1e-13)
+    assert objective.model.seen > most // 2 or objective.model.seen == samples  # not smaller than it has to be
+
+
+def test_no_memory_is_not_taken_for_data_that_do_not_fit() -> None:
+    """A sample alone, and a batch of an own loss, which must not be cut."""
+    data = torch.randn(9, 4), torch.randn(9, 3)
+    with pytest.raises(torch.OutOfMemoryError):
+        build_objective(Problem(Small(0), data, "mse"))
+    with pytest.raises(torch.OutOfMemoryError):
+        build_objective(Problem(Small(8), [data], lambda model, batch: (model(batch[0]).sum(), 9)))
+
+
 class Flags(nn.LSTM):
     """Says whether cuDNN would be used for it."""
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,9 +11,20 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from landscape.arithmetic import strict_arithmetic, without_cudnn
-from landscape.batches import map_tensors, move, read_batches, rechunk, size_in_bytes, take, tensors_of
+from landscape.arithmetic import is_out_of_memory, strict_arithmetic, without_cudnn
+from landscape.batches import (
+    length_of,
+    map_tensors,
+    move,
+    read_batches,
+    rechunk,
+    size_in_bytes,
+    split,
+    take,
+    tensors_of,
+)
 from landscape.errors import NumericalError, ProblemError
+from landscape.memory import release_cached
 from landscape.parameters import Layout, layout_of, select, trainable
 from landscape.problem import Batch, LossFunction, Problem
 from landscape.ranks import ALONE, Ranks
@@ -89,19 +100,27 @@ class Objective:
         Raises:
             NumericalError: the loss is NaN or Inf.
         """
+        totals: list[float] = []
         with strict_arithmetic(), torch.no_grad():
-            total = sum(float(self.batch_sum(b)[0].detach().double()) for b in self.batches)
-        return _finite(self.ranks.total(total) / self.count + self.penalty())
+            for batch in self.batches:
+                in_portions(lambda b: totals.append(float(self.batch_sum(b)[0].double())), batch, self.cuttable)
+        return _finite(self.ranks.total(sum(totals)) / self.count + self.penalty())
 
     def value_and_gradient(self) -> tuple[float, Tensor]:
         """L(θ) and ∇L(θ) [n] with respect to the selected parameters, over all data."""
         gradient = torch.zeros(self.layout.total, dtype=self.dtype, device=self.device)
         total = 0.0
+
+        def add(batch: Batch) -> None:
+            nonlocal total
+            batch_total, _ = self.batch_sum(batch)
+            slope = self.layout.flatten(gradients(batch_total, self.parameters))
+            total += float(batch_total.detach().double())
+            gradient.add_(slope)
+
         with strict_arithmetic():
             for batch in self.batches:
-                batch_total, _ = self.batch_sum(batch)
-                total += float(batch_total.detach().double())
-                gradient += self.layout.flatten(gradients(batch_total, self.parameters))
+                in_portions(add, batch, self.cuttable)
         self.ranks.sum(gradient).div_(self.count)
         if self.weight_decay:
             gradient.add_(self.point(), alpha=self.weight_decay)
@@ -122,7 +141,9 @@ class Objective:
     def with_batches(self, batches: list[Batch], alone: bool = False) -> Objective:
         """The same loss and point over other data: a subset of the samples, usually; `alone`: of this process only."""
         ranks = ALONE if alone else self.ranks
-        return self._replace(batches=batches, ranks=ranks, count=_total_count(self.model, self.loss, batches, ranks))
+        return self._replace(
+            batches=batches, ranks=ranks, count=_total_count(self.model, self.loss, batches, ranks, self.cuttable)
+        )
 
     def lowered(self, arithmetic: str) -> Objective:
         """The same objective in cheaper arithmetic: "tf32" (matrix products on a GPU) or "bf16" (the forward pass)."""
@@ -143,7 +164,7 @@ class Objective:
         model = copy.deepcopy(self.model).to(dtype)
         data = [move(b, self.device, dtype) for b in (self.batches if batches is None else batches)]
         layout = _require(model, self.names)
-        count = self.count if batches is None else _total_count(model, self.loss, data, self.ranks)
+        count = self.count if batches is None else _total_count(model, self.loss, data, self.ranks, self.cuttable)
         return self._replace(model=model, layout=layout, batches=data, count=count)
 
     def _replace(self, **changes: Any) -> Objective:
@@ -153,6 +174,25 @@ class Objective:
     def data_bytes(self) -> int:
         """Memory of the data on the device."""
         return sum(size_in_bytes(b) for b in self.batches)
+
+
+def in_portions(work: Callable[[Batch], None], batch: Batch, cuttable: bool) -> None:
+    """`work` on a batch; where the GPU's memory runs out and the batch may be cut, on its halves one after the other.
+
+    Nothing is to be noted by `work` before all that takes memory is done.
+    """
+    waiting = [batch]
+    while waiting:
+        part = waiting.pop()
+        samples = length_of(part)
+        try:
+            work(part)
+            continue
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error) or not cuttable or samples < 2:
+                raise
+        release_cached(tensors_of(part)[0].device)  # here, where the traceback has let go of what it held
+        waiting += reversed(list(split(part, (samples + 1) // 2)))
 
 
 def gradients(total: Tensor, parameters: Sequence[Tensor], create_graph: bool = False) -> tuple[Tensor, ...]:
@@ -199,8 +239,9 @@ def build_objective(
         layout = _require(model, chosen)
         everything = read_batches(problem) if batches is None else batches
         moved = [move(b, device, dtype) for b in ranks.shard(everything, problem.per_sample)]
-        _check_fixed(model, loss, take(moved[0], slice(0, CHECKED)) if problem.per_sample else moved[0])
-        count = _total_count(model, loss, moved, ranks)
+        few = take(moved[0], slice(0, CHECKED)) if problem.per_sample else moved[0]
+        in_portions(lambda b: _check_fixed(model, loss, b), few, problem.per_sample)
+        count = _total_count(model, loss, moved, ranks, problem.per_sample)
     return Objective(model, loss, moved, chosen, layout, count, problem.weight_decay, names, problem.per_sample, ranks)
 
 
@@ -230,6 +271,8 @@ def _evaluate(model: nn.Module, loss: LossFunction, batch: Batch) -> tuple[Tenso
     except (ProblemError, NotImplementedError):
         raise
     except Exception as error:  # the user's code: whatever it raises is about the problem, not a bug of ours
+        if is_out_of_memory(error):
+            raise
         shapes = ", ".join(str(tuple(t.shape)) for t in tensors_of(batch)[:4])
         raise ProblemError(
             f"the model or loss fails on the data (a batch of tensors of shape {shapes}): "
@@ -283,10 +326,17 @@ def _in_bfloat16(loss: LossFunction, device: str) -> LossFunction:
     return lowered
 
 
-def _total_count(model: nn.Module, loss: LossFunction, batches: Sequence[Batch], ranks: Ranks) -> float:
+def _total_count(model: nn.Module, loss: LossFunction, batches: Sequence[Batch], ranks: Ranks, cuttable: bool) -> float:
     """Σ counts over all processes, after one evaluation of every batch."""
+    evaluated: list[tuple[float, float]] = []
+
+    def note(batch: Batch) -> None:
+        total, count = _evaluate(model, loss, batch)
+        evaluated.append((float(total), count))
+
     with torch.no_grad():
-        evaluated = [(float(total), count) for total, count in (_evaluate(model, loss, b) for b in batches)]
+        for batch in batches:
+            in_portions(note, batch, cuttable)
     count = ranks.total(sum(c for _, c in evaluated))
     if not count > 0:
         raise ProblemError(
