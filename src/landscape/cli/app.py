@@ -10,7 +10,7 @@ import typer
 
 from landscape.atomic import storage_error
 from landscape.cli import check, descend, doctor, escape, export, info, plot, report, slice, spectrum, train, widen
-from landscape.cli.terminal import print_error
+from landscape.cli.terminal import print_error, within_memory
 from landscape.errors import LandscapeError
 from landscape.interrupts import Interrupted, interruptible
 
@@ -41,7 +41,7 @@ def main() -> None:
     """Entry point of the `landscape` command; exit codes are those of `docs/cli.md`."""
     try:
         with interruptible():
-            app()
+            within_memory(app)
     except Interrupted as interrupted:
         sys.exit(interrupted.exit_code)
     except LandscapeError as error:

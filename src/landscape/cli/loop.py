@@ -10,7 +10,15 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 import typer
 
 from landscape.cli.jobs import Job, Source, load_job
-from landscape.cli.terminal import flush, print_error, print_json_error, print_note, raise_failures
+from landscape.cli.terminal import (
+    bare,
+    flush,
+    print_error,
+    print_json_error,
+    print_note,
+    raise_failures,
+    within_memory,
+)
 from landscape.errors import LandscapeError, NumericalError
 
 if TYPE_CHECKING:
@@ -72,16 +80,19 @@ def run_command(
     paths = expand(checkpoints)
     places = result_paths(paths, out, command.name)
     keep_heap()
+
+    def attempt(path: Path, place: Path) -> Shown[R]:
+        return _one(command, load_job(source, command.name, path, place, settings, quiet), force, quiet)
+
     shown: list[Shown[R]] = []
     failures: list[LandscapeError] = []
     try:
         with interruptible():
             for path, place in zip(paths, places, strict=True):
                 try:
-                    job = load_job(source, command.name, path, place, settings, quiet)
-                    shown.append(_one(command, job, force, quiet))
+                    shown.append(within_memory(attempt, path, place))
                 except LandscapeError as error:
-                    failures.append(error)
+                    failures.append(bare(error))
                     if as_json:
                         print_json_error(str(path), error)
                     if len(paths) > 1:

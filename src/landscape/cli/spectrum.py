@@ -14,7 +14,16 @@ import typer
 from landscape.cli import options as common
 from landscape.cli import worker
 from landscape.cli.jobs import Source, load_job
-from landscape.cli.terminal import flush, print_error, print_json_error, print_note, print_warning, raise_failures
+from landscape.cli.terminal import (
+    bare,
+    flush,
+    print_error,
+    print_json_error,
+    print_note,
+    print_warning,
+    raise_failures,
+    within_memory,
+)
 from landscape.errors import BatchError, LandscapeError, NumericalError, RanksError, UsageError
 
 if TYPE_CHECKING:
@@ -161,11 +170,14 @@ def _run_here(request: _Request, paths: list[Path], places: list[Path], as_json:
         request = replace(request, ranks=ranks, quiet=request.quiet or not first)
         for path, place in zip(paths, places, strict=True):
             try:
-                result, provenance = compute_or_reuse(request, path, place)
+                if ranks.size > 1:  # the others learn of it by this process's end
+                    result, provenance = compute_or_reuse(request, path, place)
+                else:
+                    result, provenance = within_memory(compute_or_reuse, request, path, place)
             except RanksError:
                 raise
             except LandscapeError as error:
-                failures.append(error)
+                failures.append(bare(error))
                 if as_json and first:
                     print_json_error(str(path), error)
                 if len(paths) > 1 and first:

@@ -5,12 +5,15 @@ from __future__ import annotations
 import json
 import math
 import sys
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, ParamSpec, TypeVar
 
 from rich.console import Console
 
-from landscape.errors import BatchError, LandscapeError
+from landscape.errors import BatchError, LandscapeError, ProblemError
+
+P = ParamSpec("P")
+T = TypeVar("T")
 
 stdout = Console(highlight=False, soft_wrap=False, markup=False)
 stderr = Console(stderr=True, highlight=False, soft_wrap=True, markup=False)
@@ -39,6 +42,29 @@ def print_note(message: str, quiet: bool = False) -> None:
     """A plain line of progress for people; silenced by --quiet."""
     if not quiet:
         stderr.print(message)
+
+
+def within_memory(work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+    """What `work` returns.
+
+    Raises:
+        ProblemError: memory has run out, here or on a GPU. It holds nothing of the frames that wanted too much.
+    """
+    try:
+        return work(*args, **kwargs)
+    except (RuntimeError, MemoryError) as error:
+        from landscape.arithmetic import is_out_of_memory
+
+        if not is_out_of_memory(error):
+            raise
+        said = (str(error).strip().splitlines() or [type(error).__name__])[0]
+    raise ProblemError(f"memory has run out: {said[:160]}", "take fewer samples (--samples 1000), or --device cpu")
+
+
+def bare(error: LandscapeError) -> LandscapeError:
+    """The error without the frames that it came through: kept to the end of a batch, they would keep their tensors."""
+    error.__traceback__ = error.__cause__ = error.__context__ = None
+    return error
 
 
 def raise_failures(failures: Sequence[LandscapeError], count: int) -> None:
