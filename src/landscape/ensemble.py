@@ -366,10 +366,10 @@ class Stack:
                         raise _unstackable(error) from error
                     if size <= 1:
                         raise UsageError(
-                            "not even one network at a time fits into memory", "raise --memory, or use --batch-size"
+                            "not even one network at a time fits into memory", "raise --memory, or take fewer --samples"
                         ) from error
-                    size //= 2
-                    release_cached(self.device)
+                size //= 2
+                release_cached(self.device)  # here, where the traceback has let go of what it held
 
 
 class _Holder(nn.Module):
