@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from landscape.arithmetic import is_out_of_memory
 from landscape.errors import ProblemError
+from landscape.graph import nodes_of, undifferentiable
 from landscape.objective import Objective, gradients
 from landscape.problem import Batch
 
@@ -89,17 +90,28 @@ def once_differentiable(total: Tensor) -> str | None:
     that would raise leads to none of the inputs, and is never visited.
     """
     marked = torch.autograd.function.once_differentiable(_pullback).__code__
-    waiting, seen = [total.grad_fn], set()
-    while waiting:
-        node = waiting.pop()
-        if node is None or node in seen:
-            continue
-        seen.add(node)
+    for node in nodes_of(total):
         function = getattr(node, "_forward_cls", None)
         if any(getattr(getattr(function, how, None), "__code__", None) is marked for how in ("backward", "vjp")):
             return str(function.__name__)  # type: ignore[union-attr]
-        waiting += [following for following, _ in node.next_functions]
     return None
+
+
+def require_differentiable(total: Tensor) -> None:
+    """Refuse a loss whose graph alone says that its second derivatives would be wrong.
+
+    Raises:
+        ProblemError: names what is in it, and what to do instead.
+    """
+    wrong, culprit = undifferentiable(total), once_differentiable(total)
+    if wrong is not None:
+        raise ProblemError(*wrong)
+    if culprit is not None:
+        raise ProblemError(
+            f"this model cannot be differentiated twice: the backward of {culprit} is marked once_differentiable, "
+            "and torch would take its second derivative for zero",
+            "write its backward in differentiable operations and drop the mark",
+        )
 
 
 def hessian_reverse(objective: Objective, batch: Batch, batched: bool = False) -> Product:
@@ -175,6 +187,24 @@ def ggn_reverse(objective: Objective, batch: Batch, batched: bool = False) -> Pr
         return vjp(hvp(jvp(vectors)))
 
     return one if batched else _loop(one)
+
+
+def ggn_slope(still: Objective, moving: Objective) -> Callable[[], Tensor]:
+    """J(θ)ᵀ ∇ℓ(z(θ′)) / count at whatever θ′ `moving` is: its derivative by θ′ at θ is the Gauss–Newton matrix.
+
+    Two copies of one objective: the graph of J(θ) would not survive a change of θ.
+    """
+    pulls = [_pullback(_outputs(still, still.model, b)[0], still.parameters, False) for b in still.batches]
+
+    def slope() -> Tensor:
+        total = torch.zeros_like(moving.point())
+        for pull, batch in zip(pulls, moving.batches, strict=True):
+            outputs, loss_of = _outputs(moving, moving.model, batch)
+            leaves = tuple(z.detach().requires_grad_() for z in outputs)
+            total += moving.layout.flatten(pull(gradients(loss_of(leaves), leaves)))
+        return total / moving.count
+
+    return slope
 
 
 class _Total(nn.Module):

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -24,6 +24,7 @@ from landscape.batches import (
     tensors_of,
 )
 from landscape.errors import NumericalError, ProblemError
+from landscape.graph import SCALED
 from landscape.memory import release_cached
 from landscape.parameters import Layout, layout_of, select, trainable
 from landscape.problem import Batch, LossFunction, Problem
@@ -48,6 +49,7 @@ class Objective:
         cuttable: whether batches may be cut into smaller ones (the loss is a sum over samples).
         ranks: the processes that share the data; `batches` are this one's, sums and `count` are over all.
         arithmetic: strict | tf32 | bf16, of products; see `lowered`. strict_loss: the loss before that.
+        refused: modes ("reverse", "forward") whose products are wrong for this model -> why.
     """
 
     model: nn.Module
@@ -62,6 +64,7 @@ class Objective:
     ranks: Ranks = ALONE
     arithmetic: str = "strict"
     strict_loss: LossFunction | None = None
+    refused: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def parameters(self) -> tuple[Tensor, ...]:
@@ -144,6 +147,14 @@ class Objective:
         return self._replace(
             batches=batches, ranks=ranks, count=_total_count(self.model, self.loss, batches, ranks, self.cuttable)
         )
+
+    def sampled(self, batches: list[Batch]) -> Objective:
+        """The same sums over some of this process's samples, a part of the whole: the count stays; no weight decay."""
+        return self._replace(batches=batches, ranks=ALONE, weight_decay=0.0)
+
+    def refusing(self, refused: Mapping[str, str]) -> Objective:
+        """The same objective with modes of differentiation that must not be used, and why."""
+        return self._replace(refused={**self.refused, **refused})
 
     def lowered(self, arithmetic: str) -> Objective:
         """The same objective in cheaper arithmetic: "tf32" (matrix products on a GPU) or "bf16" (the forward pass)."""
@@ -237,6 +248,7 @@ def build_objective(
         names = tuple(trainable(model))
         chosen = select(names, params) if params else names
         layout = _require(model, chosen)
+        _refuse_scaled(model)
         everything = read_batches(problem) if batches is None else batches
         moved = [move(b, device, dtype) for b in ranks.shard(everything, problem.per_sample)]
         few = take(moved[0], slice(0, CHECKED)) if problem.per_sample else moved[0]
@@ -253,6 +265,14 @@ def _refuse_batch_statistics(model: nn.Module) -> None:
                 f"{name!r} is a BatchNorm without running statistics, so the loss depends on how the data are batched",
                 "make it with track_running_stats=True, or use GroupNorm or InstanceNorm",
             )
+
+
+def _refuse_scaled(model: nn.Module) -> None:
+    """Embeddings whose gradient is that of no loss."""
+    for name, module in model.named_modules():
+        scaled = isinstance(module, nn.Embedding | nn.EmbeddingBag) and module.scale_grad_by_freq
+        if scaled and module.weight.requires_grad:
+            raise ProblemError(f"{name!r}: {SCALED[0]}", SCALED[1])
 
 
 def _require(model: nn.Module, names: Sequence[str]) -> Layout:

@@ -8,9 +8,10 @@ from dataclasses import dataclass, replace
 
 import torch
 
+from landscape.agreement import Referee, RefusedError
 from landscape.arithmetic import is_out_of_memory
 from landscape.batches import even_size, length_of, share_of, take, tensors_of
-from landscape.curvature import Product, Tensors, builder_of, once_differentiable
+from landscape.curvature import Product, Tensors, builder_of, require_differentiable
 from landscape.errors import ProblemError
 from landscape.memory import allocated, count_saved, release_cached, synchronise
 from landscape.objective import Objective, gradients
@@ -95,9 +96,11 @@ class _Planner:
         self.piece = PIECE
         self.by_block: dict[int, float] = {}
         self.begin = time.perf_counter()
+        self.referee = Referee(objective, request.operator)
 
     def run(self) -> Planned:
-        self._refuse_once_differentiable()
+        piece = take(min(self.whole.batches, key=length_of), slice(0, PIECE if self.whole.cuttable else None))
+        require_differentiable(self.whole.batch_sum(piece)[0])
         if self.request.batch_size is not None:
             self.objective = self.whole.with_chunks(self.request.batch_size)
         best = self._first_that_works()
@@ -137,7 +140,7 @@ class _Planner:
                     return trial
                 except ProblemError:
                     raise
-                except FAILURES as error:
+                except (RefusedError, *FAILURES) as error:
                     if not is_out_of_memory(error):
                         reasons.append(f"{strategy} ({mode}): {_in_short(error)}")
                         break
@@ -202,6 +205,9 @@ class _Planner:
         if self.job < LINEARIZE_PAYS_FROM.get(self.device.type, 20.0):
             return best
         trial = self._tried(Way("linearize", "forward", best.way.block), "fell back: linearize (forward)")
+        if trial is not None and self.referee.reverse:
+            self._tell(f"refused: {best.way.strategy} ({best.way.mode}): {self.referee.reverse}")
+            return trial
         if trial is None or trial.held * len(self.objective.batches) > self.request.budget:
             return best
         blocks = self.device.type == "cuda" and self.request.widest > 1 and self.request.block is None
@@ -292,25 +298,37 @@ class _Planner:
         """A patient trial of something that need not work; with a label, the reason of a failure becomes a note."""
         try:
             return self._trial(way, self._largest(), patient=True)
+        except RefusedError as error:
+            self._tell(f"refused: {way.strategy} ({way.mode}{', in blocks' if way.block > 1 else ''}): {error}")
+            return None
         except FAILURES as error:
             reason = _in_short(error)
         release_cached(self.device)
         if label:
-            self.notes.append(f"{label}: {reason}")
+            self._tell(f"{label}: {reason}")
         return None
 
+    def _tell(self, note: str) -> None:
+        if note not in self.notes:
+            self.notes.append(note)
+
     def _trial(self, way: Way, batch: Batch, patient: bool) -> Trial:
+        key = (way.strategy, way.mode, way.block > 1)
+        if objection := self.referee.objection(*key):
+            raise RefusedError(objection)
         share = share_of(self.whole.batches, batch)
+        generator = torch.Generator().manual_seed(0)
+        rows = torch.randn(way.block, self.objective.layout.total, dtype=self.objective.dtype, generator=generator)
+        rows, probe = rows.to(self.device), self.objective.layout.unflatten(rows.to(self.device))
+        expected = self.referee.expected(batch, rows) if way.mode == "forward" or way.block > 1 else None
         start = time.perf_counter()
         held, product = self._built(way, batch)
         synchronise(self.device)
         building = time.perf_counter() - start
-        generator = torch.Generator().manual_seed(0)
-        rows = torch.randn(way.block, self.objective.layout.total, dtype=self.objective.dtype, generator=generator)
-        probe = self.objective.layout.unflatten(rows.to(self.device))
-        first = _flat(product(probe))
+        first = product(probe)
+        self.referee.require(key, first, expected)
         if way.mode == "forward":
-            self._require_repeatable(first, _flat(product(probe)))
+            self._require_repeatable(_flat(first), _flat(product(probe)))
         seconds = timed(lambda: product(probe), self.device, min(PATIENCE, SHARE / 4 * self.job) if patient else 0.0)
         return Trial(way, seconds / way.block / share, building / share, held)
 
@@ -348,17 +366,6 @@ class _Planner:
     def _gradient_seconds(self) -> float:
         batch = self._largest()
         return gradient_seconds(self.objective, batch) / share_of(self.objective.batches, batch)
-
-    def _refuse_once_differentiable(self) -> None:
-        smallest = min(self.whole.batches, key=length_of)
-        piece = take(smallest, slice(0, PIECE)) if self.whole.cuttable else smallest
-        culprit = once_differentiable(self.whole.batch_sum(piece)[0])
-        if culprit is not None:
-            raise ProblemError(
-                f"this model cannot be differentiated twice: the backward of {culprit} is marked once_differentiable, "
-                "and torch would take its second derivative for zero",
-                "write its backward in differentiable operations and drop the mark",
-            )
 
 
 def gradient_seconds(objective: Objective, batch: Batch) -> float:
