@@ -26,9 +26,9 @@ SAME_ULPS = 1e4
 # Steps of the differences relative to ‖θ‖: the first two for smooth losses, smaller ones between kinks, larger ones
 # where something computes in less than float64.
 STEPS = (1e-5, 1e-7, 1e-8, 1e-3, 1e-2)
-# A difference confirms what it meets within this share; it contradicts only what it misses by ten times all its
-# own doubts: the two sides of the point, two steps, and what one last place of θ changes.
-CONFIRMED, DOUBT = 1e-3, 0.1
+# A difference confirms what it meets within this share; it contradicts only what it misses by far more than its own
+# doubts: the two sides of the point (which kinks at the point part), two steps, and what one last place of θ changes.
+CONFIRMED, PARTED, DOUBT = 1e-3, 1e-3, 1e-2
 # What a difference may be off by in units of eps · size / step.
 ROUNDING = 100.0
 FAILURES = (RuntimeError, NotImplementedError, TypeError, AttributeError, AssertionError, LandscapeError)
@@ -167,10 +167,13 @@ def contradicted(claim: Tensor, sides: Sides, size: float, scale: float, noise: 
             return False
         tried.append((step, estimate, gap, float((up - down).norm())))
     wobble = noise()
-    trusted = [t for t in sorted(tried, key=lambda t: t[0]) if max(t[3], wobble / t[0]) <= DOUBT * t[2]]
-    if len(trusted) < 2:
+    sure = []
+    for step, estimate, gap, parted in sorted(tried, key=lambda t: t[0]):
+        if wobble / step <= DOUBT * gap and parted <= PARTED * gap + 10 * wobble / step:
+            sure.append((estimate, gap))
+    if len(sure) < 2:
         return None
-    (_, first, gap, _), (_, second, _, _) = trusted[:2]
+    (first, gap), (second, _) = sure[:2]
     return True if float((first - second).norm()) <= DOUBT * gap else None
 
 

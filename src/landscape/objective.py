@@ -24,7 +24,7 @@ from landscape.batches import (
     tensors_of,
 )
 from landscape.errors import NumericalError, ProblemError
-from landscape.graph import SCALED
+from landscape.graph import SCALED, reaches
 from landscape.memory import release_cached
 from landscape.parameters import Layout, layout_of, select, trainable
 from landscape.problem import Batch, LossFunction, Problem
@@ -32,6 +32,8 @@ from landscape.ranks import ALONE, Ranks
 
 # Samples on which two evaluations are compared.
 CHECKED = 256
+# Samples whose graph is looked at.
+FEWEST = 8
 
 
 @dataclass(frozen=True, eq=False)
@@ -253,6 +255,7 @@ def build_objective(
         moved = [move(b, device, dtype) for b in ranks.shard(everything, problem.per_sample)]
         few = take(moved[0], slice(0, CHECKED)) if problem.per_sample else moved[0]
         in_portions(lambda b: _check_fixed(model, loss, b), few, problem.per_sample)
+        _require_reached(model, loss, moved, chosen, problem.per_sample)
         count = _total_count(model, loss, moved, ranks, problem.per_sample)
     return Objective(model, loss, moved, chosen, layout, count, problem.weight_decay, names, problem.per_sample, ranks)
 
@@ -333,6 +336,23 @@ def _check_fixed(model: nn.Module, loss: LossFunction, batch: Batch) -> None:
             f"evaluating the loss {what}: products would depend on how often they are taken",
             "leave the model in eval mode inside the loss",
         )
+
+
+def _require_reached(
+    model: nn.Module, loss: LossFunction, batches: Sequence[Batch], names: Sequence[str], cuttable: bool
+) -> None:
+    """Refuse a loss whose graph ends before the selected parameters: all its derivatives would silently be zero."""
+    named = dict(model.named_parameters())
+    leaves = [named[n] for n in names]
+    for batch in batches:
+        total, _ = _evaluate(model, loss, take(batch, slice(0, FEWEST)) if cuttable else batch)
+        if reaches(total, leaves):
+            return
+    raise ProblemError(
+        f"the loss does not depend on {'any trainable parameter' if len(names) > 1 else repr(names[0])} of the model: "
+        "it calls another network, or cuts the graph with no_grad(), detach() or item()",
+        "inside loss(model, batch) call the `model` you are given, and keep its outputs as they are",
+    )
 
 
 def _in_bfloat16(loss: LossFunction, device: str) -> LossFunction:

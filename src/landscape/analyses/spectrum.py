@@ -27,6 +27,7 @@ from landscape.spectral.iterative import iterative_fields
 from landscape.spectral.layers import layer_blocks
 from landscape.spectral.settings import LOWERED, Progress, SpectrumSettings
 from landscape.spectral.subsample import sampling_fields
+from landscape.spectral.trust import trusted
 
 
 def spectrum(
@@ -74,6 +75,7 @@ def run_spectrum(
     try:
         objective, population = _objective(problem, settings, ranks)
         loss, gradient = objective.value_and_gradient()
+        objective, doubts = trusted(objective, settings.operator, settings.seed)
         found, products, plan, dtype = _solve(objective, settings, tell, gradient)
     except NumericalError as error:
         error.partial = failed_spectrum(problem, settings, time.perf_counter() - start)
@@ -100,7 +102,7 @@ def run_spectrum(
         str(dtype).removeprefix("torch."),
         str(objective.device),
         plan,
-        tuple(plan["notes"]),
+        (*doubts, *plan["notes"]),
     )
     return Spectrum(
         operator=settings.operator,

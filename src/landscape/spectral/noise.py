@@ -74,6 +74,8 @@ def _largest_error(
 
 def _product(objective: Objective, operator: str) -> Callable[[Tensor], Tensor]:
     """Products with [n, 1] over the only batch: double backward without any planning, where the model allows it."""
+    if "reverse" in objective.refused:
+        return CurvatureOperator(objective, operator, strategy="recompute")
     try:
         with strict_arithmetic(objective.arithmetic == "tf32"):
             block = builder_of(operator, "recompute", "reverse", False)(objective, objective.batches[0])
