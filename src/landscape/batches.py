@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from landscape.errors import ProblemError
+from landscape.moving import moved
 from landscape.problem import Batch, Problem, is_pair
 
 
@@ -83,16 +84,17 @@ def share_of(batches: Sequence[Batch], batch: Batch) -> float:
 
 
 def move(batch: Batch, device: torch.device, dtype: torch.dtype) -> Batch:
-    """To a device; floating-point tensors also to `dtype`, integers and booleans as they are.
+    """To a device; floating-point tensors also to `dtype`, complex ones to its precision, integers and booleans as they
+    are.
 
     Tensors made in inference mode are copied: they could not enter a graph.
     """
 
-    def moved(tensor: Tensor) -> Tensor:
-        there = tensor.to(device, dtype if tensor.is_floating_point() else tensor.dtype)
-        return there.clone() if there.is_inference() else there
+    def there(tensor: Tensor) -> Tensor:
+        found = moved(tensor, device, dtype)
+        return found.clone() if found.is_inference() else found
 
-    return map_tensors(batch, moved)
+    return map_tensors(batch, there)
 
 
 def size_in_bytes(batch: Batch) -> int:

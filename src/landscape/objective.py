@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -26,6 +27,7 @@ from landscape.batches import (
 from landscape.errors import NumericalError, ProblemError
 from landscape.graph import SCALED, reaches
 from landscape.memory import release_cached
+from landscape.moving import moved_model, refuse_complex, require_same_loss, require_unchanged
 from landscape.parameters import Layout, layout_of, select, trainable
 from landscape.problem import Batch, LossFunction, Problem
 from landscape.ranks import ALONE, Ranks
@@ -96,7 +98,7 @@ class Objective:
         if not self.weight_decay:
             return 0.0
         named = dict(self.model.named_parameters())
-        squares = [float(named[n].detach().double().square().sum()) for n in self.trainable_names]
+        squares = [float(named[n].detach().abs().double().square().sum()) for n in self.trainable_names]
         return 0.5 * self.weight_decay * sum(squares)
 
     def value(self) -> float:
@@ -173,8 +175,16 @@ class Objective:
         return self._replace(model=model, names=tuple(names), layout=_require(model, names))
 
     def in_dtype(self, dtype: torch.dtype, batches: list[Batch] | None = None) -> Objective:
-        """The same objective (over `batches`, if given) in another arithmetic, on a copy of the model."""
-        model = copy.deepcopy(self.model).to(dtype)
+        """The same objective (over `batches`, if given) in another arithmetic, on a copy of the model.
+
+        Raises:
+            ProblemError: the copy has another loss.
+        """
+        model = moved_model(self.model, self.device, dtype)
+        if dtype != self.dtype and self.batches:
+            first = self.batches[0]
+            first = take(first, slice(0, FEWEST)) if self.cuttable else first
+            _compare(self.loss, self.model, model, first, move(first, self.device, dtype))
         data = [move(b, self.device, dtype) for b in (self.batches if batches is None else batches)]
         layout = _require(model, self.names)
         count = self.count if batches is None else _total_count(model, self.loss, data, self.ranks, self.cuttable)
@@ -239,24 +249,32 @@ def build_objective(
         NumericalError: the loss at the checkpoint is NaN or Inf.
     """
     device = torch.device(device)
-    own = next(iter(trainable(problem.model).values())).dtype
+    first = next(iter(trainable(problem.model).values()))
+    own = first.dtype
     dtype = torch.promote_types(own, torch.float32) if dtype is None else dtype
+    dtype = dtype.to_real() if dtype.is_complex else dtype
     loss = problem.loss_function
     generators = [device] if device.type == "cuda" else []
     # The checks may draw random numbers (functional dropout, before it is refused): not at the caller's cost.
     with strict_arithmetic(), torch.random.fork_rng(devices=generators):
-        model = without_cudnn(copy.deepcopy(problem.model).to(device, dtype).eval())
+        model = without_cudnn(moved_model(problem.model, device, dtype).eval())
         _refuse_batch_statistics(model)
         names = tuple(trainable(model))
         chosen = select(names, params) if params else names
         layout = _require(model, chosen)
+        refuse_complex(layout.names, model)
         _refuse_scaled(model)
         everything = read_batches(problem) if batches is None else batches
         moved = [move(b, device, dtype) for b in ranks.shard(everything, problem.per_sample)]
-        few = take(moved[0], slice(0, CHECKED)) if problem.per_sample else moved[0]
+        piece = slice(0, CHECKED if problem.per_sample else None)
+        few = take(moved[0], piece) if problem.per_sample else moved[0]
         in_portions(lambda b: _check_fixed(model, loss, b), few, problem.per_sample)
+        if (own, first.device.type) != (dtype, device.type):
+            given = ranks.shard(everything, problem.per_sample)[0]
+            _compare_own(problem, model, take(given, piece) if problem.per_sample else given, few)
         _require_reached(model, loss, moved, chosen, problem.per_sample)
         count = _total_count(model, loss, moved, ranks, problem.per_sample)
+        require_unchanged(problem.model, model)
     return Objective(model, loss, moved, chosen, layout, count, problem.weight_decay, names, problem.per_sample, ranks)
 
 
@@ -268,6 +286,34 @@ def _refuse_batch_statistics(model: nn.Module) -> None:
                 f"{name!r} is a BatchNorm without running statistics, so the loss depends on how the data are batched",
                 "make it with track_running_stats=True, or use GroupNorm or InstanceNorm",
             )
+
+
+def _compare(loss: LossFunction, before: nn.Module, after: nn.Module, here: Batch, there: Batch) -> None:
+    """The loss of a model on a batch is that of its copy on the same batch elsewhere."""
+
+    def on(batch: Batch) -> Callable[[nn.Module], tuple[float, float]]:
+        def sums(model: nn.Module) -> tuple[float, float]:
+            with torch.no_grad():
+                total, count = _evaluate(model, loss, batch)
+            return float(total), count
+
+        return sums
+
+    require_same_loss(before, after, on(here), on(there))
+
+
+def _compare_own(problem: Problem, model: nn.Module, given: Batch, moved: Batch) -> None:
+    """As `_compare`, for the user's own model: on the data as given, or in its dtype, if it runs on either."""
+    own = copy.deepcopy(problem.model).eval()
+    first = next(iter(trainable(own).values()))
+    for batch in (given, move(given, first.device, first.dtype.to_real() if first.is_complex() else first.dtype)):
+        runs = False
+        with torch.no_grad(), suppress(ProblemError, NotImplementedError):
+            _evaluate(own, problem.loss_function, batch)
+            runs = True
+        if runs:
+            return _compare(problem.loss_function, own, model, batch, moved)
+    return None
 
 
 def _refuse_scaled(model: nn.Module) -> None:

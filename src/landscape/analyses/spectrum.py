@@ -12,7 +12,7 @@ from torch import Tensor
 
 from landscape.arithmetic import resolve_device, resolve_dtype
 from landscape.batches import chosen
-from landscape.errors import NumericalError
+from landscape.errors import NumericalError, ProblemError
 from landscape.objective import Objective, build_objective
 from landscape.operators import CurvatureOperator
 from landscape.parameters import trainable
@@ -142,8 +142,15 @@ def _solve(
         "memory": settings.memory,
     }
     n, ranks, dense_cost = objective.layout.total, objective.ranks, None
+    wide, narrow = None, list[str]()
     if settings.exact or (settings.exact is None and dense.considered(n, objective.device)):
-        wide = dense.float64_operator(objective, settings.operator, **options)
+        try:
+            wide = dense.float64_operator(objective, settings.operator, **options)
+        except ProblemError as error:
+            if settings.exact:
+                raise
+            narrow.append(f"no dense solution: {error.message}")
+    if wide is not None:
         if settings.exact:
             dense.require_fit(wide, settings.memory)
         chosen = settings.exact or dense.wants_dense(wide, settings.iterative_products, settings.memory)
@@ -152,7 +159,7 @@ def _solve(
             found = dense.dense_fields(wide, settings, tell)
             return found, wide.products, wide.plan.as_dict(), torch.float64
         dense_cost = dense.offered(wide, settings.memory)
-        del wide
+    del wide
     if settings.precision in LOWERED:
         objective = objective.lowered(settings.precision)
     operator = CurvatureOperator(
@@ -180,4 +187,4 @@ def _solve(
         "predicted_seconds": foreseen_seconds(operator, settings),
         "actual_seconds": seconds,
     }
-    return found, operator.products, {**plan, "notes": (*plan["notes"], *notes)}, objective.dtype
+    return found, operator.products, {**plan, "notes": (*plan["notes"], *narrow, *notes)}, objective.dtype

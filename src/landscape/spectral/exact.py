@@ -10,7 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from landscape.errors import NumericalError, UsageError
+from landscape.arithmetic import is_out_of_memory
+from landscape.errors import NumericalError, ProblemError, UsageError
 from landscape.linalg.dense import DenseSpectrum, dense_spectrum, materialise
 from landscape.memory import usable_bytes
 from landscape.objective import Objective
@@ -79,9 +80,22 @@ def _fits(operator: CurvatureOperator, memory: int | None) -> bool:
 
 
 def float64_operator(objective: Objective, operator: str, **plan: object) -> CurvatureOperator:
-    """The operator in float64; the objective itself if it is float64 already."""
-    wide = objective if objective.dtype == torch.float64 else objective.in_dtype(torch.float64)
-    return CurvatureOperator(wide, operator, expected_products=wide.layout.total, **plan)  # type: ignore[arg-type]
+    """The operator in float64; the objective itself if it is float64 already.
+
+    Raises:
+        ProblemError: the model or loss does not run in float64.
+    """
+    try:
+        wide = objective if objective.dtype == torch.float64 else objective.in_dtype(torch.float64)
+        return CurvatureOperator(wide, operator, expected_products=wide.layout.total, **plan)  # type: ignore[arg-type]
+    except (RuntimeError, TypeError) as error:
+        if is_out_of_memory(error):
+            raise
+        reason = " ".join(str(error).split())[:160]
+        raise ProblemError(
+            f"the model or loss does not run in float64 ({reason})",
+            "make tensors in it in the dtype of the inputs, such as weight.to(outputs.dtype); or use --no-exact",
+        ) from error
 
 
 def solve_dense(operator: CurvatureOperator, vectors: tuple[int, int]) -> DenseSpectrum:

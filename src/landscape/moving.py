@@ -1,0 +1,110 @@
+"""Models and data in another arithmetic or on another device, and whether they are still the same."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from landscape.errors import ProblemError
+
+# Losses of one model in two arithmetics differ by rounding, in units of the coarser eps; of half precision by less
+# units, or anything would pass.
+ULPS, HALF_ULPS = 1e4, 30.0
+# In doubt: times what one last place of every parameter changes.
+WOBBLES = 100.0
+
+
+def moved(tensor: Tensor, device: torch.device, dtype: torch.dtype) -> Tensor:
+    """To a device; real floating point to `dtype`, complex numbers to complex ones of that precision, integers and
+    booleans as they are."""
+    if tensor.is_complex():
+        return tensor.to(device, torch.complex128 if dtype == torch.float64 else torch.complex64)
+    return tensor.to(device, dtype if tensor.is_floating_point() else tensor.dtype)
+
+
+def moved_model(model: nn.Module, device: torch.device, dtype: torch.dtype) -> nn.Module:
+    """A copy of a model with all its tensors `moved`; `nn.Module.to` would drop imaginary parts."""
+    made = copy.deepcopy(model)
+    made._apply(lambda t: moved(t, device, dtype))  # type: ignore[no-untyped-call]
+    return made
+
+
+def require_same_loss(
+    before: nn.Module,
+    after: nn.Module,
+    loss_before: Callable[[nn.Module], tuple[float, float]],
+    loss_after: Callable[[nn.Module], tuple[float, float]],
+) -> None:
+    """Two copies of a model have the same loss, up to the rounding of the coarser one.
+
+    Args:
+        loss_before, loss_after: (sum, count) of each on the same samples.
+
+    Raises:
+        ProblemError: they do not: something in the model depends on its arithmetic.
+    """
+    (first, count), (second, _) = loss_before(before), loss_after(after)
+    if not (abs(first) < float("inf") and abs(second) < float("inf")):
+        return  # overflow, in one of them; the loss over all data is looked at elsewhere
+    kinds = {p.dtype for m in (before, after) for p in m.parameters() if p.is_floating_point()}
+    eps = max((torch.finfo(d).eps for d in kinds), default=torch.finfo(torch.float32).eps)
+    ulps = ULPS if eps <= torch.finfo(torch.float32).eps else HALF_ULPS
+    off = abs(first - second)
+    if off <= ulps * eps * max(abs(first), abs(second)) + 10 * eps * abs(count):
+        return
+    ends = [loss_before(_scaled(before, 1 + sign * eps))[0] for sign in (1, -1)]
+    if off <= WOBBLES * max(abs(end - first) for end in ends):
+        return
+    what = " and ".join(sorted({str(d).removeprefix("torch.") for d in kinds}))
+    raise ProblemError(
+        f"the loss of the model is not that of its copy in another arithmetic ({what}): {first / count:.6g} and "
+        f"{second / count:.6g}",
+        "look for what depends on the dtype in its forward: casts, rounding, tensors that are no buffers; "
+        "--precision float32 --no-exact stays in float32",
+    )
+
+
+def _scaled(model: nn.Module, factor: float) -> nn.Module:
+    made = copy.deepcopy(model)
+    with torch.no_grad():
+        for parameter in made.parameters():
+            if parameter.is_floating_point():
+                parameter.mul_(factor)
+    return made
+
+
+def require_unchanged(before: nn.Module, after: nn.Module) -> None:
+    """Evaluating a loss on a copy `after` has not changed its parameters.
+
+    Raises:
+        ProblemError: names the first that it has.
+    """
+    named = dict(before.named_parameters())
+    for name, parameter in after.named_parameters():
+        if not torch.equal(moved(named[name].detach(), parameter.device, parameter.dtype), parameter.detach()):
+            if bool(torch.isnan(parameter.detach()).any()):
+                continue  # NaN differs from itself; the loss says so
+            raise ProblemError(
+                f"evaluating the loss changes the parameter {name!r}: the point would move while it is analysed "
+                "(an embedding with max_norm rescales its rows, usually)",
+                "build the embedding with max_norm=None, or set its max_norm to None in the problem function",
+            )
+
+
+def refuse_complex(names: Sequence[str], model: nn.Module) -> None:
+    """The Hessian of a complex parameter is one of its real and imaginary parts, which nothing here takes apart.
+
+    Raises:
+        ProblemError: names one among the names.
+    """
+    named = dict(model.named_parameters())
+    for name in names:
+        if named[name].is_complex():
+            raise ProblemError(
+                f"the parameter {name!r} is complex",
+                "hold it as real numbers, nn.Parameter(torch.view_as_real(w)), and use torch.view_as_complex in "
+                "forward; or freeze it with requires_grad_(False)",
+            )
