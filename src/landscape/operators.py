@@ -78,6 +78,11 @@ class CurvatureOperator:
         self._pace: list[float] = []
 
     @property
+    def objective(self) -> Objective:
+        """What it is the curvature of, in the chunks of the plan."""
+        return self._objective
+
+    @property
     def pace(self) -> float:
         """Seconds a vector, as the first calls took (the very first one builds the graphs); planning's before that."""
         return median(self._pace[1:]) if len(self._pace) > 1 else self.plan.product_seconds

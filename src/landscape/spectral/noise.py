@@ -1,96 +1,231 @@
-"""How wrong one product is: measured against float64, and carried into every residual."""
+"""How wrong one product is: measured on what contributes, and carried into every residual."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from landscape.arithmetic import strict_arithmetic
-from landscape.batches import length_of, take
+from landscape.agreement import FAILURES, PLAIN, SAME, SAME_ULPS, asymmetry
+from landscape.arithmetic import is_out_of_memory, strict_arithmetic
+from landscape.batches import length_of, rechunk
 from landscape.curvature import builder_of
-from landscape.errors import LandscapeError
+from landscape.diagnosis.blame import FORWARD
+from landscape.errors import ProblemError
 from landscape.linalg.probes import sphere
 from landscape.objective import Objective
-from landscape.operators import CurvatureOperator
+from landscape.problem import Batch
+from landscape.rounding import LastPlaces
 
-# Samples on which the error is measured: the error of a mean over more samples is not larger.
-SAMPLES = 64
-# Vectors differ among themselves; twice the largest error seen covers them (tests/test_coverage.py).
-SAFETY = 2.0
-# In units of eps · ‖Hv‖, where there is no wider arithmetic to compare with.
+# All data in at most so many blocks of at least so many samples; the error is measured on some of them: on those
+# that contribute most, and on others drawn by what they contribute.
+BLOCKS, SAMPLES = 16, 64
+LARGEST, DRAWN = 2, 4
+# Products that turn a vector towards the largest eigenvectors.
+TURNS = 2
+# Vectors differ among themselves; four times the largest error seen covers them (tests/test_noise.py). A repetition
+# with other last places shows the size of rounding, not its most.
+SAFETY, SAFETY_REPEATED = 4.0, 4.0
+# In units of eps · ‖Hv‖: the least that is claimed of arithmetic that is compared with itself only.
 FLOAT64_ULPS = 64.0
 FALLBACK_ULPS = 256.0
 
+Rows = Sequence[Tensor]
 
-def product_error(objective: Objective, operator: str, seed: int) -> float:
-    """Error norm of the product of a unit vector, absolute: 2 × the largest seen on two vectors.
 
-    The vectors are a random one and, since rounding grows with curvature, one turned towards the largest
-    eigenvectors by a product. Float64 products get a bound from their precision instead. If the model does not run
-    in float64, so do float32 ones, generously.
+@dataclass(frozen=True)
+class _Block:
+    """Consecutive batches, and what they contribute to the whole: ½ by the size of their product, ½ evenly."""
+
+    first: int
+    last: int
+    weight: float = 0.0
+
+
+def product_error(objective: Objective, operator: str, seed: int, chunk: int = SAMPLES) -> float:
+    """Error norm of the product of a unit vector, absolute: the largest seen on three vectors, with a margin.
+
+    The vectors are a random one, since rounding grows with curvature one turned towards the largest eigenvectors by a
+    product, and one turned towards the largest error. The error of the whole is at most the sum of its blocks' errors:
+    of those that are measured as it is, of the others as it is largest per contribution. Truth is float64; float64
+    itself, and models that do not run in it, are compared with repetitions whose operations are off by a last place.
+
+    Args:
+        chunk: samples whose graph fits into memory.
+
+    Raises:
+        ProblemError: the products are not symmetric beyond this error.
     """
-    batch = objective.batches[0]
-    if objective.cuttable and length_of(batch) > SAMPLES:
-        batch = take(batch, slice(0, SAMPLES))
-    small = objective.with_batches([batch], alone=True)
-    generator = torch.Generator().manual_seed(seed)
-    n = objective.layout.total
-    first = sphere(n, 1, generator=generator, dtype=objective.dtype, device=objective.device)
-    product = _product(small, operator)
-    try:
-        images = [product(first)]
-    except (RuntimeError, NotImplementedError):  # there is a graph, but it cannot be differentiated again
-        product = CurvatureOperator(small, operator, strategy="recompute")
-        images = [product(first)]
-    length = float(images[0].norm())
-    if length == 0.0:
-        return objective.ranks.largest(0.0)
-    second = images[0] / length
-    images.append(product(second))
-    del product
-    scale = float(images[1].norm())
-    if objective.dtype == torch.float64:
-        return objective.ranks.largest(FLOAT64_ULPS * torch.finfo(torch.float64).eps * scale)
-    return objective.ranks.largest(SAFETY * _largest_error(small, operator, (first, second), images, scale))
+    cut = rechunk(objective.batches, max(chunk, 1)) if objective.cuttable else objective.batches
+    whole = objective.sampled(cut)
+    x = sphere(
+        whole.layout.total,
+        1,
+        generator=torch.Generator().manual_seed(seed),
+        dtype=whole.dtype,
+        device=whole.device,
+    ).T
+    blocks = _blocks(cut)
+    images = [_product(whole, operator, range(b.first, b.last), x) for b in blocks]
+    sizes = [float(i.norm()) for i in images]
+    total = sum(sizes) or 1.0
+    blocks = [_Block(b.first, b.last, 0.5 * s / total + 0.5 / len(blocks)) for b, s in zip(blocks, sizes, strict=True)]
+    shift = objective.weight_decay if operator != "residual" else 0.0
+    turned = torch.stack(images).sum(0) + shift * x
+    scale = float(turned.norm())
+    if not scale > 0:
+        return float(objective.ranks.total(0.0))
+    chosen = _chosen([b.weight for b in blocks], seed)
+    measured, scale_y = _Measured(whole, operator, [blocks[i] for i in chosen], seed), 0.0
+    y = measured.turned(turned / scale)
+    rest = sum(b.weight for i, b in enumerate(blocks) if i not in chosen)
+    errors = []
+    for vector in (x, y, None):
+        v = vector if vector is not None else measured.worst(x)
+        if v is None:
+            break
+        errors.append(measured.errors(v, rest))
+        scale_y = max(scale_y, measured.size)
+    eps = float(torch.finfo(whole.dtype).eps)
+    accumulated = eps * sum(sizes)
+    error = measured.safety * max(errors) + accumulated + measured.floor(max(scale, scale_y))
+    measured.require_symmetric(x, y, error)
+    return float(objective.ranks.total(error))
 
 
-def _largest_error(
-    small: Objective, operator: str, vectors: tuple[Tensor, Tensor], images: list[Tensor], scale: float
-) -> float:
-    """Against float64; where the model does not run in it, against strict arithmetic, or a generous guess."""
-    strict = small.strict()
-    try:
-        wide = _product(strict.in_dtype(torch.float64), operator)
-        return max(_distance(wide(v.double()), image) for v, image in zip(vectors, images, strict=True))
-    except (RuntimeError, LandscapeError):
-        guess = FALLBACK_ULPS * float(torch.finfo(small.dtype).eps) * scale / SAFETY
-    if small.arithmetic == "strict":
-        return guess
-    plain = _product(strict, operator)
-    return guess + max(_distance(plain(v).double(), image) for v, image in zip(vectors, images, strict=True))
+def _blocks(batches: Sequence[Batch]) -> list[_Block]:
+    """Neighbouring batches together: at most `BLOCKS` of about equal length, `SAMPLES` samples at least."""
+    lengths = np.array([max(length_of(b), 1) for b in batches])
+    ends = np.cumsum(lengths)
+    size = max(SAMPLES, -(-int(ends[-1]) // BLOCKS))
+    owner = np.minimum((ends - 1) // size, BLOCKS - 1)
+    firsts = np.flatnonzero(np.r_[True, np.diff(owner) > 0])
+    return [_Block(int(a), int(b)) for a, b in zip(firsts, np.r_[firsts[1:], len(batches)], strict=True)]
 
 
-def _product(objective: Objective, operator: str) -> Callable[[Tensor], Tensor]:
-    """Products with [n, 1] over the only batch: double backward without any planning, where the model allows it."""
-    if "reverse" in objective.refused:
-        return CurvatureOperator(objective, operator, strategy="recompute")
-    try:
-        with strict_arithmetic(objective.arithmetic == "tf32"):
-            block = builder_of(operator, "recompute", "reverse", False)(objective, objective.batches[0])
-    except (RuntimeError, NotImplementedError):
-        return CurvatureOperator(objective, operator, strategy="recompute")
-    layout, shift = objective.layout, objective.weight_decay if operator != "residual" else 0.0
-
-    def product(vector: Tensor) -> Tensor:
-        with strict_arithmetic(objective.arithmetic == "tf32"):
-            parts = block(layout.unflatten(vector.T.contiguous()))
-        total = torch.cat([p.reshape(1, -1) for p in parts], dim=1).T / objective.count
-        return total + shift * vector
-
-    return product
+def _chosen(weights: Sequence[float], seed: int) -> list[int]:
+    """The blocks that contribute most, and others drawn by what they contribute; all where they are few."""
+    if len(weights) <= LARGEST + DRAWN:
+        return list(range(len(weights)))
+    order = np.argsort(weights)[::-1]
+    share = np.array([weights[i] for i in order[LARGEST:]])
+    rng = np.random.default_rng(seed)
+    drawn = rng.choice(order[LARGEST:], DRAWN, replace=False, p=share / share.sum())
+    return sorted(int(i) for i in (*order[:LARGEST], *drawn))
 
 
-def _distance(truth: Tensor, image: Tensor) -> float:
-    return float((truth - image.double()).norm())
+def _product(objective: Objective, operator: str, places: Sequence[int], rows: Tensor) -> Tensor:
+    """Products of rows [b, n] with some of the batches, divided by the count of all, in the way that is trusted."""
+    way = FORWARD if "reverse" in objective.refused else PLAIN
+    total = torch.zeros_like(rows)
+    with strict_arithmetic(objective.arithmetic == "tf32"):
+        for place in places:
+            batch = objective.batches[place]
+            try:
+                product = builder_of(operator, *way)(objective, batch)
+                parts = product(objective.layout.unflatten(rows))
+            except FAILURES as error:  # there is a graph, but it cannot be differentiated again
+                if is_out_of_memory(error) or way == FORWARD:
+                    raise
+                way = FORWARD
+                product = builder_of(operator, *way)(objective, batch)
+                parts = product(objective.layout.unflatten(rows))
+            total += torch.cat([p.reshape(len(rows), -1) for p in parts], dim=1)
+    return total.div_(objective.count)
+
+
+class _Measured:
+    """Products of chosen blocks in the arithmetic of the job, beside better or repeated ones."""
+
+    def __init__(self, whole: Objective, operator: str, blocks: Sequence[_Block], seed: int) -> None:
+        self._operator, self._blocks = operator, blocks
+        places = [p for b in blocks for p in range(b.first, b.last)]
+        self._own = whole.sampled([whole.batches[p] for p in places])
+        self._spans = np.cumsum([0, *(b.last - b.first for b in blocks)])
+        self._truth, self._repeated = self._other(seed)
+        self._seed = seed
+        self._seen: dict[int, tuple[Tensor, list[Tensor], list[Tensor]]] = {}
+        self.size = 0.0
+
+    @property
+    def safety(self) -> float:
+        return SAFETY_REPEATED if self._repeated else SAFETY
+
+    def floor(self, scale: float) -> float:
+        """The least error that is claimed, for products of this size."""
+        if not self._repeated:
+            return 0.0
+        dtype = self._own.dtype
+        ulps = FLOAT64_ULPS if dtype == torch.float64 else FALLBACK_ULPS
+        return ulps * float(torch.finfo(dtype).eps) * scale
+
+    def errors(self, vector: Tensor, rest: float) -> float:
+        """Sum of the blocks' errors, with that of the blocks not measured, whose weights sum to `rest`."""
+        own, other = self._pair(vector)
+        off = [float((a.double() - b.double()).norm()) for a, b in zip(own, other, strict=True)]
+        self.size = float(torch.stack(own).sum(0).norm())
+        return sum(off) + rest * max(e / b.weight for e, b in zip(off, self._blocks, strict=True))
+
+    def turned(self, vector: Tensor) -> Tensor:
+        """The vector [1, n] after further products with what is measured."""
+        for _ in range(TURNS):
+            image = torch.stack([_product(self._own, self._operator, span, vector) for span in self._each()]).sum(0)
+            length = float(image.norm())
+            if not length > 0:
+                break
+            vector = image / length
+        return vector
+
+    def worst(self, vector: Tensor) -> Tensor | None:
+        """The direction into which the error sends a vector: where the error is largest, often."""
+        own, other = self._pair(vector)
+        off = (torch.stack(own).double() - torch.stack(other).double()).sum(0)
+        length = float(off.norm())
+        return (off / length).to(vector.dtype) if length > 0 else None
+
+    def require_symmetric(self, x: Tensor, y: Tensor, error: float) -> None:
+        """x·Hy = y·Hx over the measured blocks, up to the errors of both."""
+        images = torch.cat([torch.stack(self._pair(v)[0]).sum(0) for v in (x, y)])
+        gap, scale = asymmetry(torch.cat([x, y]), images), float(images.norm(dim=1).max())
+        eps = float(torch.finfo(x.dtype).eps)
+        same = SAME if x.dtype == torch.float64 else SAME_ULPS * eps
+        if gap > 4 * error + same * scale:
+            raise ProblemError(
+                f"the products are not symmetric: x·Hy and y·Hx differ by {gap / scale:.0e} of a product, and rounding "
+                f"explains {error / scale:.0e} of it",
+                "`landscape doctor` looks for the layer; --strategy kept and --precision float64 tell more",
+            )
+
+    def _pair(self, vector: Tensor) -> tuple[list[Tensor], list[Tensor]]:
+        key = id(vector)
+        if key not in self._seen:
+            own = [_product(self._own, self._operator, span, vector) for span in self._each()]
+            inside: AbstractContextManager[object] = LastPlaces(self._seed) if self._repeated else nullcontext()
+            with inside:
+                other = [
+                    _product(self._truth, self._operator, span, vector.to(self._truth.dtype)) for span in self._each()
+                ]
+            self._seen[key] = (vector, own, other)  # the vector too, so that no other gets its id
+        return self._seen[key][1:]
+
+    def _each(self) -> list[range]:
+        return [range(int(a), int(b)) for a, b in zip(self._spans[:-1], self._spans[1:], strict=True)]
+
+    def _other(self, seed: int) -> tuple[Objective, bool]:
+        """What to compare with, and whether it is only a repetition."""
+        strict = self._own.strict()
+        if strict.dtype == torch.float64:
+            return strict, True
+        try:
+            wide = strict.in_dtype(torch.float64)
+            start: Callable[[], object] = wide.value_and_gradient
+            start()
+            return wide, False
+        except FAILURES as error:
+            if is_out_of_memory(error):
+                raise
+            return strict, True

@@ -1,0 +1,54 @@
+"""Rounding made visible: a computation repeated with every result off by a last place (Vignes's stochastic arithmetic).
+
+What changes is what rounding may change, whatever the loss: differences of large numbers, the 1 − p of saturated
+probabilities, a cast to less precision inside of the model.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils import _pytree as pytree
+from torch.utils._python_dispatch import TorchDispatchMode
+
+# Operations that move numbers without computing any.
+# fmt: off
+EXACT = frozenset({
+    "alias", "as_strided", "cat", "clone", "contiguous", "copy_", "detach", "embedding", "empty_like", "expand",
+    "expand_as", "flip", "full", "full_like", "gather", "index", "index_select", "lift_fresh", "narrow",
+    "new_empty_strided", "new_zeros", "ones", "ones_like", "permute", "relu", "reshape", "select", "slice", "split",
+    "squeeze", "stack", "t", "threshold_backward", "transpose", "unsqueeze", "view", "where", "zero_", "zeros",
+    "zeros_like",
+})
+# fmt: on
+
+
+class LastPlaces(TorchDispatchMode):  # type: ignore[no-untyped-call,unused-ignore]
+    """Inside, every floating-point result is multiplied by 1 ± eps of its own dtype, signs drawn at random."""
+
+    def __init__(self, seed: int) -> None:
+        super().__init__()  # type: ignore[no-untyped-call,unused-ignore]
+        self._seed = seed
+        self._generators: dict[torch.device, torch.Generator] = {}
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        name = func._schema.name.partition("::")[2]
+        if name in EXACT or getattr(func, "is_view", False):
+            return result
+        return pytree.tree_map_only(Tensor, self._nudged, result)
+
+    def _nudged(self, tensor: Tensor) -> Tensor:
+        if not tensor.is_floating_point() or not tensor.numel():
+            return tensor
+        signs = torch.empty(tensor.shape, dtype=tensor.dtype, device=tensor.device)
+        signs.bernoulli_(0.5, generator=self._generator(tensor.device)).sub_(0.5)
+        # in place: the result of an in-place operation must stay itself
+        return tensor.addcmul_(tensor, signs, value=2 * torch.finfo(tensor.dtype).eps)
+
+    def _generator(self, device: torch.device) -> torch.Generator:
+        if device not in self._generators:
+            self._generators[device] = torch.Generator(device).manual_seed(self._seed)
+        return self._generators[device]

@@ -1,0 +1,172 @@
+"""The error of a product covers the products it is claimed for: data of every kind, and float64 that cancels."""
+
+from __future__ import annotations
+
+import random
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from landscape import Problem, spectrum
+from landscape.objective import Objective, build_objective
+from landscape.operators import CurvatureOperator
+from landscape.spectral.noise import product_error
+
+KINDS = ("plain", "heavy", "trend", "sorted", "zeros", "ignored")
+
+
+def drawn(kind: str, seed: int) -> Problem:
+    """A small network on data whose first samples do not tell what the others do."""
+    rng = random.Random(f"{kind} {seed}")
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        n, inputs, width, classes = rng.randint(200, 700), rng.randint(2, 5), rng.randint(3, 6), rng.randint(2, 4)
+        x, y = torch.randn(n, inputs), torch.randint(classes, (n,))
+        scale = {
+            "heavy": torch.exp(rng.uniform(1, 2) * torch.randn(n)),
+            "trend": 30 * torch.linspace(0, 1, n) ** rng.randint(1, 4),
+            "sorted": torch.exp(torch.randn(n)).sort().values,
+        }.get(kind, torch.ones(n))
+        x *= scale[:, None]
+        x[: 64 if kind == "zeros" else 0] = 0
+        y[: 64 if kind == "ignored" else 0] = -100
+        activation = rng.choice([nn.Tanh, nn.Softplus, nn.GELU])
+        model = nn.Sequential(nn.Linear(inputs, width), activation(), nn.Linear(width, classes))
+        if kind != "ignored" and rng.random() < 0.5:
+            return Problem(model, (x, x[:, :1].expand(-1, classes) + torch.randn(n, classes)), "mse")
+    return Problem(model, (x, y), "cross_entropy")
+
+
+def off(objective: Objective, truth: Tensor) -> float:
+    """The largest error of a product with an eigenvector, as the job takes it."""
+    operator = CurvatureOperator(objective)
+    vectors = torch.linalg.eigh(truth)[1].to(objective.dtype)
+    return float((operator(vectors).double() - truth @ vectors.double()).norm(dim=0).max())
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("block", [0, *(pytest.param(b, marks=pytest.mark.slow) for b in (1, 2, 3))])
+def test_the_error_of_float32_products_is_covered(kind: str, block: int) -> None:
+    """Forty problems of every kind, every eigenvector of each; the truth is the dense float64 matrix."""
+    for seed in range(10 * block, 10 * block + 10):
+        objective = build_objective(drawn(kind, seed))
+        wide = CurvatureOperator(objective.in_dtype(torch.float64))
+        truth = wide(torch.eye(wide.n, dtype=torch.float64))
+        claimed = product_error(objective, "hessian", seed, CurvatureOperator(objective).plan.chunk)
+        assert off(objective, (truth + truth.T) / 2) <= claimed, f"{kind}, seed {seed}"
+        assert claimed <= 1e-4 * float(truth.norm()), f"{kind}, seed {seed}"
+
+
+class Raised(nn.Module):
+    """A network whose output has an offset of its own."""
+
+    def __init__(self, body: nn.Module, offset: float) -> None:
+        super().__init__()
+        self.body, self.offset = body, nn.Parameter(torch.tensor(offset, dtype=torch.float64))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.body(x) + self.offset
+
+
+class Cast(nn.Module):
+    """tanh, in less precision if asked for."""
+
+    def __init__(self, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.dtype = dtype
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.to(self.dtype).tanh().to(x.dtype)
+
+
+def cancelling(kind: str, seed: int) -> tuple[Problem, Tensor]:
+    """A float64 problem that loses digits, and its Hessian from a form that does not."""
+    rng = random.Random(f"{kind} {seed}")
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        n, inputs, width = rng.randint(60, 300), rng.randint(2, 4), rng.randint(3, 5)
+        x = torch.randn(n, inputs, dtype=torch.float64)
+        if kind == "saturated":
+            model = nn.Linear(inputs, 3, bias=False).double()
+            model.weight.data.mul_(rng.uniform(10, 200))
+            z = x @ model.weight.detach().T
+            y = z.argmax(1)
+            return Problem(model, (x, y), "cross_entropy"), softmax_hessian(x, z)
+        body = nn.Sequential(nn.Linear(inputs, width), Cast(torch.float64), nn.Linear(width, 1)).double()
+        if kind == "raised":
+            offset = 1.7e9 * rng.uniform(0.5, 2)
+            offset = float(torch.tensor(offset, dtype=torch.float32))
+            targets = offset + torch.randn(n, 1, dtype=torch.float64)
+            plain = Problem(Raised(body, 0.0), (x, targets - offset), "mse")  # the subtraction is exact
+            return Problem(Raised(body, offset), (x, targets), "mse"), dense(plain)
+        narrow = nn.Sequential(body[0], Cast(torch.float32), body[2])
+        y = torch.randn(n, 1, dtype=torch.float64)
+        return Problem(narrow, (x, y), "mse"), dense(Problem(body, (x, y), "mse"))
+
+
+def dense(problem: Problem) -> Tensor:
+    operator = CurvatureOperator(build_objective(problem, dtype=torch.float64), strategy="kept")
+    found = operator(torch.eye(operator.n, dtype=torch.float64))
+    return (found + found.T) / 2
+
+
+def softmax_hessian(x: Tensor, z: Tensor) -> Tensor:
+    """(1/n) Σ S ⊗ xxᵀ with S = Σ_{i<j} p_i p_j (e_i − e_j)(e_i − e_j)ᵀ: sums of positive terms only."""
+    p, c = z.softmax(1), z.shape[1]
+    total = torch.zeros(c, x.shape[1], c, x.shape[1], dtype=torch.float64)
+    for i in range(c):
+        for j in range(i):
+            e = torch.zeros(c, dtype=torch.float64)
+            e[i], e[j] = 1, -1
+            total += torch.einsum("n,a,c,nb,nd->abcd", p[:, i] * p[:, j], e, e, x, x)
+    return total.reshape(c * x.shape[1], -1) / len(x)
+
+
+@pytest.mark.parametrize("kind", ["raised", "saturated", "cast"])
+@pytest.mark.parametrize("block", [0, *(pytest.param(b, marks=pytest.mark.slow) for b in (1, 2, 3))])
+def test_the_error_of_float64_products_is_covered(kind: str, block: int) -> None:
+    """And so are the eigenvalues of the dense solution and the count of negative ones; the bound is not for show."""
+    for seed in range(10 * block, 10 * block + 10):
+        problem, truth = cancelling(kind, seed)
+        objective = build_objective(problem, dtype=torch.float64)
+        claimed = product_error(objective, "hessian", seed, CurvatureOperator(objective).plan.chunk)
+        error = off(objective, truth)
+        assert error <= claimed, f"{kind}, seed {seed}"
+        if seed % 5:
+            continue
+        values = torch.linalg.eigvalsh(truth).numpy()
+        found = spectrum(problem, exact=True, precision="float64", density=False)
+        assert found.eigenvalues is not None
+        assert np.abs(found.eigenvalues - values).max() <= found.product_error, f"{kind}, seed {seed}"
+        counts = np.array([(values < -floor).sum() for floor in found.tau_absolute])
+        assert np.all(found.negative_count_low <= counts), f"{kind}, seed {seed}"
+        assert np.all(counts <= found.negative_count_high), f"{kind}, seed {seed}"
+
+
+def test_well_conditioned_float64_products_are_still_claimed_to_be_good() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 5), nn.Tanh(), nn.Linear(5, 3)).double()
+    problem = Problem(model, (torch.randn(90, 4), torch.randint(3, (90,))), "cross_entropy")
+    objective = build_objective(problem)
+    assert product_error(objective, "hessian", 0) <= 1e-13 * float(dense(problem).norm())
+
+
+@pytest.mark.parametrize("strategy", ["own batches", "one batch"])
+def test_whole_batches_are_measured_too(strategy: str) -> None:
+    """A custom loss, whose batches must not be cut: the largest one comes last, and is a hundred times as far out."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 1))
+    x, y = torch.randn(300, 3), torch.randn(300, 1)
+    x[200:], y[200:] = 100 * x[200:], 1e4 * y[200:]
+
+    def loss(m: nn.Module, batch: Any) -> tuple[Tensor, int]:
+        return (m(batch[0]) - batch[1]).square().sum(), len(batch[0])
+
+    data = [(x, y)] if strategy == "one batch" else list(zip(x.split(40), y.split(40), strict=True))
+    objective = build_objective(Problem(model, data, loss))
+    wide = CurvatureOperator(objective.in_dtype(torch.float64))
+    truth = wide(torch.eye(wide.n, dtype=torch.float64))
+    assert off(objective, (truth + truth.T) / 2) <= product_error(objective, "hessian", 0)
