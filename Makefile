@@ -4,7 +4,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 
-.PHONY: demo test test-fast lint format bench gpu gpu-wheels gpu-page results-page clean
+.PHONY: demo test test-fast lint format bench coverage gpu gpu-wheels gpu-page results-page clean
 
 # torch first and alone: with it pinned and present, nothing else can pull a CUDA build of several GB.
 $(STAMP): pyproject.toml constraints.txt
@@ -51,6 +51,11 @@ gpu-wheels: $(STAMP)
 FILE ?= $(wildcard docs/benchmarks-gpu/*.json)
 gpu-page:
 	$(PYTHON) -m benchmarks.gpu.page $(FILE)
+
+# Thousands of new random problems against dense truth; counts into docs/coverage.md. `PROBLEMS=200` does fewer.
+PROBLEMS ?= 2000
+coverage: $(STAMP)
+	$(BIN)/python tests/coverage_run.py --problems $(PROBLEMS) --workers 2
 
 # docs/results/report.md from the result files beside it
 results-page: $(STAMP)
