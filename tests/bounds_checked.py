@@ -132,7 +132,9 @@ def quadrature_checks(r: Spectrum, truth: Truth) -> list[Check]:
     nodes = r.node[held]
     outside = bool(nodes.size and (nodes.min() < ends[0] or nodes.max() > ends[1]))
     said = f"nodes {nodes.min():.9g} to {nodes.max():.9g}, ends {ends[0]:.9g} and {ends[1]:.9g}" if nodes.size else ""
-    exact = sum(int(np.sum(d)) for d in (r.deflated, r.deflated_bottom) if d is not None)
+    taken: np.ndarray | None = getattr(r, "deflated_value", None)
+    listed = sum(int(np.sum(d)) for d in (r.deflated, r.deflated_bottom) if d is not None)
+    exact = listed if taken is None else len(taken)
     sums, left = r.weight.sum(axis=1), 1 - exact / len(truth.eigenvalues)
     off = float(np.abs(sums - left).max())
     return [
@@ -147,9 +149,21 @@ def quadrature_checks(r: Spectrum, truth: Truth) -> list[Check]:
     ]
 
 
+def deflated_checks(r: Spectrum, truth: Truth) -> list[Check]:
+    """Eigenvalues taken out before the probes, each within its residual of a true one."""
+    values, residuals = getattr(r, "deflated_value", None), getattr(r, "deflated_residual", None)
+    if values is None or residuals is None or not len(values):
+        return []
+    off = np.abs(truth.eigenvalues[None, :] - values[:, None]).min(axis=1)
+    worst = int(np.argmax(off - residuals))
+    said = f"{values[worst]:.17g} +- {residuals[worst]:.3g}, nearest true one {off[worst]:.3g} away"
+    return [Check("deflated residual", CERTAIN, bool((off > residuals + truth.error).any()), 0.0, said)]
+
+
 def density_checks(r: Spectrum, truth: Truth, rng: np.random.Generator) -> list[Check]:
     """Without leaning on the kernel: a Gaussian moves an eigenvalue by three widths, three times in a thousand."""
-    if r.grid is None or r.density is None or r.density_low is None or r.density_high is None or r.kernel_width is None:
+    width: np.ndarray | None = getattr(r, "kernel_width", None)
+    if r.grid is None or r.density is None or r.density_low is None or r.density_high is None or width is None:
         return []
     n, values, grid = len(truth.eigenvalues), truth.eigenvalues, r.grid
     if len(grid) < 2:
@@ -163,7 +177,7 @@ def density_checks(r: Spectrum, truth: Truth, rng: np.random.Generator) -> list[
         Check("no density beyond the ends", CERTAIN, invented > 0.5, 0.0, f"{invented:.3g} eigenvalues of {n}")
     )
     i, j = sorted(rng.choice(len(grid), 2, replace=False).tolist())
-    (a, b), (wa, wb) = grid[[i, j]], 3 * r.kernel_width[[i, j]]
+    (a, b), (wa, wb) = grid[[i, j]], 3 * width[[i, j]]
     inner = 0.99 * float(((values >= a + wa) & (values <= b - wb)).mean())
     outer = 0.01 + float(((values >= a - wa) & (values <= b + wb)).mean())
     low, high = (float(np.trapezoid(d[i : j + 1], grid[i : j + 1])) for d in (r.density_low, r.density_high))
@@ -278,7 +292,8 @@ def checks(drawn: Drawn, r: Spectrum, truth: Truth) -> list[Check]:
     found: list[Any] = [
         Check("loss", CERTAIN, abs(r.loss - truth.loss) > slack, 0.0, f"{r.loss:.9g}, true {truth.loss:.9g}"),
         *eigenvalue_checks(r, truth), trace_check(r, truth), *negative_checks(r, truth), *exclusion_check(r, truth),
-        *dense_checks(r, truth), *quadrature_checks(r, truth), *density_checks(r, truth, rng),
+        *dense_checks(r, truth), *quadrature_checks(r, truth), *deflated_checks(r, truth),
+        *density_checks(r, truth, rng),
         *layer_checks(r, truth, rng), *product_checks(drawn, r, truth, rng),
     ]  # fmt: skip
     return found

@@ -69,7 +69,8 @@ def _rows(records: list[Record]) -> list[tuple[str, ...]]:
         k, n = sum(missed), len(missed)
         low, high = clopper_pearson(k, n)
         allowed = {0.0: "never", 0.05: "5 %", 1e-3: "0.1 %"}[rate]
-        spread = f"{np.median(width):.1e}, {np.quantile(width, 0.9):.1e}" if any(width) else ""
+        known = [w for w in width if np.isfinite(w)]
+        spread = f"{np.median(known):.1e}, {np.quantile(known, 0.9):.1e}" if any(known) else ""
         rows.append(
             (name, allowed, f"{n:,}", str(k), f"{100 * low:.2f}–{100 * high:.2f} %", _verdict(rate, k, n), spread)
         )

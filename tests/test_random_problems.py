@@ -1,7 +1,5 @@
-"""The bar of the project on a small fixed share of its random problems; `make coverage` does thousands of new ones.
-
-Beside it: that the generator repeats itself, that the truth agrees with closed forms and with itself, and that every
-check notices a number that is wrong.
+"""The random problems of `make coverage`: the generator repeats itself, the truth agrees with closed forms and with
+itself, and every check notices a number that is wrong.
 """
 
 from __future__ import annotations
