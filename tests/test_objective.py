@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import models_zoo
+from landscape import spectrum
 from landscape.errors import LandscapeError
 from landscape.objective import build_objective
 from landscape.operators import CurvatureOperator
@@ -180,3 +181,30 @@ def test_recurrent_layers_do_without_cudnn() -> None:
     assert torch.backends.cudnn.enabled
     problem.model(data[0])
     assert problem.model.recurrent.seen  # the caller's own is as it was
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_counts_that_are_sums_of_weights_are_not_rounded(seed: int) -> None:
+    """Everything is divided by the count: float32's rounding of it would be in every number and in no bound."""
+    generator = torch.Generator().manual_seed(seed)
+    sizes = torch.randint(1, 90, (int(torch.randint(1, 5, (1,), generator=generator)),), generator=generator).tolist()
+    weights = [torch.rand(n, generator=generator) * 10.0 ** (seed - 3) for n in sizes]
+    batches = [(torch.randn(n, 3, generator=generator), torch.randn(n, 2, generator=generator), w)
+               for n, w in zip(sizes, weights, strict=True)]  # fmt: skip
+
+    def weighted(model: nn.Module, batch: tuple[Tensor, ...]) -> tuple[Tensor, Tensor]:
+        x, y, w = batch
+        return ((model(x) - y).square().sum(1) * w).sum(), w.sum()
+
+    exact = float(torch.cat(weights).double().sum())
+    x, w = (torch.cat([b[i] for b in batches]).double() for i in (0, 2))
+    hessian = (
+        2 / exact * torch.cat([x, torch.ones(len(x), 1)], 1).T @ (torch.cat([x, torch.ones(len(x), 1)], 1) * w[:, None])
+    )
+    largest = float(torch.linalg.eigvalsh(hessian)[-1])
+    problem = Problem(nn.Linear(3, 2), batches, weighted)
+    for dtype in (torch.float32, torch.float64):
+        count = build_objective(problem, dtype=dtype).count
+        assert abs(count - exact) <= 1e-14 * exact, f"seed {seed}, {dtype}: {count} for {exact}"
+    found = spectrum(problem, exact=True, top=1, bottom=1)
+    assert abs(found.top_value[0] - largest) <= found.top_residual[0] + 1e-15 * largest, f"seed {seed}"

@@ -101,3 +101,25 @@ def test_the_density_covers_what_product_errors_may_have_moved() -> None:
         there = np.interp(plain.grid + shift, plain.grid, plain.density)
         assert np.all(moved.density_low <= there + 1e-12)
         assert np.all(there <= moved.density_high + 1e-12)
+
+
+@pytest.mark.parametrize("exact", [True, False])
+def test_a_float64_network_in_float32_is_the_rounded_network(exact: bool) -> None:
+    """Its bounds hold for that one, a note says so, and there is none where nothing was rounded."""
+    own = problem(3)
+    with torch.no_grad():
+        model = own.model.double()
+        for p in model.parameters():
+            p.mul_(1 + 1e-9 * torch.randn(p.shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64))
+    x, y = own.data[0].double(), own.data[1]
+    found = spectrum(
+        Problem(model, (x, y), "cross_entropy"), top=3, bottom=2, precision="float32", exact=exact, probes=3
+    )
+    assert any("rounded network" in note for note in found.spent.notes)
+    rounded = Problem(model.float(), (x.float(), y), "cross_entropy")
+    values = torch.linalg.eigvalsh(dense(CurvatureOperator(build_objective(rounded, dtype=torch.float64)))).numpy()
+    for value, residual in ((found.top_value, found.top_residual), (found.bottom_value, found.bottom_residual)):
+        assert np.all(np.abs(value[:, None] - values).min(axis=1) <= residual)
+    assert not any(
+        "rounded" in n for n in spectrum(rounded, precision="float32", exact=exact, density=False).spent.notes
+    )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -390,9 +391,11 @@ def _require_reached(
     """Refuse a loss whose graph ends before the selected parameters: all its derivatives would silently be zero."""
     named = dict(model.named_parameters())
     leaves = [named[n] for n in names]
+    reached: list[bool] = []
     for batch in batches:
-        total, _ = _evaluate(model, loss, take(batch, slice(0, FEWEST)) if cuttable else batch)
-        if reaches(total, leaves):
+        few = take(batch, slice(0, FEWEST)) if cuttable else batch
+        in_portions(lambda part: reached.append(reaches(_evaluate(model, loss, part)[0], leaves)), few, cuttable)
+        if any(reached):
             return
     raise ProblemError(
         f"the loss does not depend on {'any trainable parameter' if len(names) > 1 else repr(names[0])} of the model: "
@@ -423,7 +426,11 @@ def _total_count(model: nn.Module, loss: LossFunction, batches: Sequence[Batch],
     with torch.no_grad():
         for batch in batches:
             in_portions(note, batch, cuttable)
-    count = ranks.total(sum(c for _, c in evaluated))
+    counts = [c for _, c in evaluated]
+    narrow = all(p.dtype != torch.float64 for p in model.parameters())
+    if narrow and any(c != round(c) or c >= 2**24 for c in counts):
+        counts = _counts_in_float64(model, loss, batches, cuttable) or counts
+    count = ranks.total(math.fsum(counts))
     if not count > 0:
         raise ProblemError(
             f"the loss's counts add up to {count:g}; there is nothing to average over",
@@ -431,6 +438,27 @@ def _total_count(model: nn.Module, loss: LossFunction, batches: Sequence[Batch],
         )
     _finite(ranks.total(sum(total for total, _ in evaluated)) / count)
     return count
+
+
+def _counts_in_float64(
+    model: nn.Module, loss: LossFunction, batches: Sequence[Batch], cuttable: bool
+) -> list[float] | None:
+    """Counts that are sums of weights, without the rounding of float32, by which every number is divided; None where
+    the model runs in no other arithmetic."""
+    device = tensors_of(batches[0])[0].device
+    wide = moved_model(model, device, torch.float64)
+    counts: list[float] = []
+
+    def note(batch: Batch) -> None:
+        counts.append(_evaluate(wide, loss, move(batch, device, torch.float64))[1])
+
+    try:
+        with torch.no_grad():
+            for batch in batches:
+                in_portions(note, batch, cuttable)
+    except (ProblemError, NotImplementedError):
+        return None
+    return counts
 
 
 def _finite(value: float) -> float:

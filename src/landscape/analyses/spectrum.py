@@ -76,6 +76,7 @@ def run_spectrum(
         objective, population = _objective(problem, settings, ranks)
         loss, gradient = objective.value_and_gradient()
         objective, doubts = trusted(objective, settings.operator, settings.seed)
+        doubts += _rounded(problem, objective)
         found, products, plan, dtype = _solve(objective, settings, tell, gradient)
     except NumericalError as error:
         error.partial = failed_spectrum(problem, settings, time.perf_counter() - start)
@@ -129,6 +130,14 @@ def _objective(problem: Problem, settings: SpectrumSettings, ranks: Ranks) -> tu
         ranks=ranks,
     )
     return objective, population
+
+
+def _rounded(problem: Problem, objective: Objective) -> list[str]:
+    """What to know of a float64 network that is analysed in less."""
+    own = next(iter(trainable(problem.model).values())).dtype
+    if not (own == torch.float64 and objective.dtype == torch.float32):
+        return []
+    return ["float64 weights and data were rounded to float32 first: all bounds are those of the rounded network"]
 
 
 def _solve(
