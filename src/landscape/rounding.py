@@ -10,7 +10,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
 # Operations that move numbers without computing any.
@@ -33,20 +32,26 @@ class LastPlaces(TorchDispatchMode):  # type: ignore[no-untyped-call,unused-igno
         self._seed = seed
         self._generators: dict[torch.device, torch.Generator] = {}
 
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        """Nothing here is compiled, and torch would import its compiler for a second to say so."""
+        return False
+
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
         name = func._schema.name.partition("::")[2]
         if name in EXACT or getattr(func, "is_view", False):
             return result
-        return pytree.tree_map_only(Tensor, self._nudged, result)
+        for part in result if isinstance(result, tuple | list) else (result,):
+            if isinstance(part, Tensor) and part.is_floating_point() and part.numel():
+                self._nudge(part)
+        return result
 
-    def _nudged(self, tensor: Tensor) -> Tensor:
-        if not tensor.is_floating_point() or not tensor.numel():
-            return tensor
+    def _nudge(self, tensor: Tensor) -> None:
         signs = torch.empty(tensor.shape, dtype=tensor.dtype, device=tensor.device)
         signs.bernoulli_(0.5, generator=self._generator(tensor.device)).sub_(0.5)
         # in place: the result of an in-place operation must stay itself
-        return tensor.addcmul_(tensor, signs, value=2 * torch.finfo(tensor.dtype).eps)
+        tensor.addcmul_(tensor, signs, value=2 * torch.finfo(tensor.dtype).eps)
 
     def _generator(self, device: torch.device) -> torch.Generator:
         if device not in self._generators:
