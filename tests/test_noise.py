@@ -170,3 +170,16 @@ def test_whole_batches_are_measured_too(strategy: str) -> None:
     wide = CurvatureOperator(objective.in_dtype(torch.float64))
     truth = wide(torch.eye(wide.n, dtype=torch.float64))
     assert off(objective, (truth + truth.T) / 2) <= product_error(objective, "hessian", 0)
+
+
+def test_products_that_round_to_zero_are_no_certain_zero() -> None:
+    """A saturated softmax in float32, whose Hessian is 0 there and is not."""
+    torch.manual_seed(0)
+    model = nn.Linear(3, 3, bias=False)
+    model.weight.data.mul_(100)
+    x = torch.randn(50, 3)
+    z = x.double() @ model.weight.detach().double().T
+    problem = Problem(model, (x, z.argmax(1)), "cross_entropy")
+    truth = softmax_hessian(x.double(), z)
+    objective = build_objective(problem)
+    assert off(objective, truth) <= product_error(objective, "hessian", 0)

@@ -10,7 +10,7 @@ from torch import Tensor
 from landscape.arithmetic import is_out_of_memory, strict_arithmetic
 from landscape.batches import length_of, take
 from landscape.curvature import builder_of, ggn_slope
-from landscape.errors import LandscapeError
+from landscape.errors import LandscapeError, NumericalError
 from landscape.graph import fixed_rows
 from landscape.objective import Objective
 from landscape.problem import Batch
@@ -160,7 +160,10 @@ def contradicted(claim: Tensor, sides: Sides, size: float, scale: float, noise: 
     eps = float(torch.finfo(claim.dtype).eps)
     tried: list[tuple[float, Tensor, float, float]] = []
     for step in (s * size for s in STEPS if s >= 1e4 * eps):
-        up, down = sides(step)
+        try:
+            up, down = sides(step)
+        except NumericalError:  # the loss overflows there
+            continue
         estimate = (up + down) / 2
         gap, length = float((claim - estimate).norm()), max(float(claim.norm()), float(estimate.norm()))
         if gap <= CONFIRMED * length + ROUNDING * eps * scale / step:

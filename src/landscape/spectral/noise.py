@@ -17,6 +17,7 @@ from landscape.curvature import builder_of
 from landscape.diagnosis.blame import FORWARD
 from landscape.errors import ProblemError
 from landscape.linalg.probes import sphere
+from landscape.memory import release_cached
 from landscape.objective import Objective
 from landscape.problem import Batch
 from landscape.rounding import LastPlaces
@@ -60,39 +61,42 @@ def product_error(objective: Objective, operator: str, seed: int, chunk: int = S
     Raises:
         ProblemError: the products are not symmetric beyond this error.
     """
-    cut = rechunk(objective.batches, max(chunk, 1)) if objective.cuttable else objective.batches
-    whole = objective.sampled(cut)
-    x = sphere(
-        whole.layout.total,
-        1,
-        generator=torch.Generator().manual_seed(seed),
-        dtype=whole.dtype,
-        device=whole.device,
-    ).T
+    repeat = objective.dtype == torch.float64
+    while True:
+        try:
+            return _product_error(objective, operator, seed, max(chunk, 1), repeat)
+        except FAILURES as error:
+            if not is_out_of_memory(error) or (repeat and (chunk <= 1 or not objective.cuttable)):
+                raise
+        release_cached(objective.device)
+        if objective.cuttable and chunk > 1:
+            chunk //= 2
+        else:  # no memory for float64
+            repeat = True
+
+
+def _product_error(objective: Objective, operator: str, seed: int, chunk: int, repeat: bool) -> float:
+    cut = rechunk(objective.batches, chunk) if objective.cuttable else objective.batches
+    whole, generator = objective.sampled(cut), torch.Generator().manual_seed(seed)
+    x = sphere(whole.layout.total, 1, generator=generator, dtype=whole.dtype, device=whole.device).T
     blocks = _blocks(cut)
     images = [_product(whole, operator, range(b.first, b.last), x) for b in blocks]
     sizes = [float(i.norm()) for i in images]
     total = sum(sizes) or 1.0
     blocks = [_Block(b.first, b.last, 0.5 * s / total + 0.5 / len(blocks)) for b, s in zip(blocks, sizes, strict=True)]
-    shift = objective.weight_decay if operator != "residual" else 0.0
-    turned = torch.stack(images).sum(0) + shift * x
-    scale = float(turned.norm())
-    if not scale > 0:
-        return float(objective.ranks.total(0.0))
+    image = torch.stack(images).sum(0) + (objective.weight_decay if operator != "residual" else 0.0) * x
     chosen = _chosen([b.weight for b in blocks], seed)
-    measured, scale_y = _Measured(whole, operator, [blocks[i] for i in chosen], seed), 0.0
-    y = measured.turned(turned / scale)
+    measured = _Measured(whole, operator, [blocks[i] for i in chosen], seed, repeat)
     rest = sum(b.weight for i, b in enumerate(blocks) if i not in chosen)
-    errors = []
-    for vector in (x, y, None):
-        v = vector if vector is not None else measured.worst(x)
-        if v is None:
-            break
-        errors.append(measured.errors(v, rest))
-        scale_y = max(scale_y, measured.size)
-    eps = float(torch.finfo(whole.dtype).eps)
-    accumulated = eps * sum(sizes)
-    error = measured.safety * max(errors) + accumulated + measured.floor(max(scale, scale_y))
+    scale = float(image.norm())
+    y = measured.turned(image / scale) if scale > 0 else x
+    errors = [measured.errors(x, rest), measured.errors(y, rest)]
+    scale = max(scale, measured.size)
+    worst = measured.worst(x)
+    if worst is not None:
+        errors.append(measured.errors(worst, rest))
+    accumulated = float(torch.finfo(whole.dtype).eps) * sum(sizes)
+    error = measured.safety * max(errors) + accumulated + measured.floor(scale)
     measured.require_symmetric(x, y, error)
     return float(objective.ranks.total(error))
 
@@ -141,12 +145,12 @@ def _product(objective: Objective, operator: str, places: Sequence[int], rows: T
 class _Measured:
     """Products of chosen blocks in the arithmetic of the job, beside better or repeated ones."""
 
-    def __init__(self, whole: Objective, operator: str, blocks: Sequence[_Block], seed: int) -> None:
+    def __init__(self, whole: Objective, operator: str, blocks: Sequence[_Block], seed: int, repeat: bool) -> None:
         self._operator, self._blocks = operator, blocks
         places = [p for b in blocks for p in range(b.first, b.last)]
         self._own = whole.sampled([whole.batches[p] for p in places])
         self._spans = np.cumsum([0, *(b.last - b.first for b in blocks)])
-        self._truth, self._repeated = self._other(seed)
+        self._truth, self._repeated = self._other(repeat)
         self._seed = seed
         self._seen: dict[int, tuple[Tensor, list[Tensor], list[Tensor]]] = {}
         self.size = 0.0
@@ -215,10 +219,10 @@ class _Measured:
     def _each(self) -> list[range]:
         return [range(int(a), int(b)) for a, b in zip(self._spans[:-1], self._spans[1:], strict=True)]
 
-    def _other(self, seed: int) -> tuple[Objective, bool]:
+    def _other(self, repeat: bool) -> tuple[Objective, bool]:
         """What to compare with, and whether it is only a repetition."""
         strict = self._own.strict()
-        if strict.dtype == torch.float64:
+        if repeat:
             return strict, True
         try:
             wide = strict.in_dtype(torch.float64)
