@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -394,7 +395,9 @@ def _require_reached(
     reached: list[bool] = []
     for batch in batches:
         few = take(batch, slice(0, FEWEST)) if cuttable else batch
-        in_portions(lambda part: reached.append(reaches(_evaluate(model, loss, part)[0], leaves)), few, cuttable)
+        with warnings.catch_warnings():  # float(tensor) inside a loss, say: here nobody asked for gradients
+            warnings.simplefilter("ignore")
+            in_portions(lambda part: reached.append(reaches(_evaluate(model, loss, part)[0], leaves)), few, cuttable)
         if any(reached):
             return
     raise ProblemError(
