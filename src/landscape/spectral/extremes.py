@@ -228,18 +228,20 @@ def complete(
         if fresh == 0:
             return top, bottom, copies, True
         copies += fresh
-        look, spent = second_look(operator, top, bottom, min(SECOND_LOOK, budget), **settings)
+        look, _, spent = second_look(operator, top, bottom, min(SECOND_LOOK, budget), **settings)
         seen, budget = look, budget - spent
 
 
 def second_look(
     operator: CurvatureOperator, top: Pairs, bottom: Pairs, steps: int, **settings: Any
-) -> tuple[tuple[float, float], int]:
-    """Extreme Ritz values (min, max) of a few steps from a random start in the complement, and products spent."""
+) -> tuple[tuple[float, float], tuple[float, float], int]:
+    """Extreme Ritz values (min, max) of a few steps from a random start in the complement, how far out they may still
+    move by their residuals, and products spent."""
     deflate = orthonormal(top, bottom)
     free = operator.n - (0 if deflate is None else deflate.shape[1])
     if free < 1 or steps < min(free, 5):
-        return (np.inf, -np.inf), 0
+        everywhere = (-np.inf, np.inf) if free else (np.inf, -np.inf)
+        return (np.inf, -np.inf), everywhere, 0
     spent = operator.products
     found = find_extremes(
         operator,
@@ -249,4 +251,6 @@ def second_look(
         deflate=deflate,
         **settings,
     )
-    return (float(found.ritz_values[0]), float(found.ritz_values[-1])), operator.products - spent
+    low, high = float(found.ritz_values[0]), float(found.ritz_values[-1])
+    reach = (low - float(found.bottom_residual[0]), high + float(found.top_residual[0]))
+    return (low, high), reach, operator.products - spent

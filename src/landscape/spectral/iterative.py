@@ -30,6 +30,7 @@ from landscape.spectral.extremes import (
     second_look,
     top_of,
 )
+from landscape.spectral.listed import BLIND, rank_notes, reach_of
 from landscape.spectral.negative import Known, negative_bracketed
 from landscape.spectral.noise import product_error
 from landscape.spectral.probing import FEWEST_PROBES, Probing, probe, trace_interval
@@ -175,11 +176,12 @@ def _second_look(
         return top, bottom, []
     left = budget - found.products
     seen = probing.seen
+    reach = BLIND if probing.tridiagonals is None else reach_of(probing.tridiagonals)
     if probing.quadrature is None:
-        seen, spent = second_look(operator, top, bottom, min(SECOND_LOOK, left), **common)
+        seen, reach, spent = second_look(operator, top, bottom, min(SECOND_LOOK, left), **common)
         left -= spent
     top, bottom, copies, settled = complete(operator, top, bottom, seen, left, **common)
-    notes = []
+    notes = rank_notes(top, bottom, reach)
     if copies:
         notes.append(f"{copies} further copies of multiple eigenvalues were found from fresh random starts")
     if not settled:
