@@ -138,8 +138,12 @@ def _rows(r: Descended) -> list[tuple[str, str]]:
     if named:
         beyond = _interval(r.lambda_min_beyond, r.lambda_min_beyond_low, r.lambda_min_beyond_high)
         rows.insert(3, ("  beyond symmetries", beyond))
+    if r.gradient_pull:
+        rows.insert(2, ("|gradient| / data's pull", f"{r.gradient_norm / r.gradient_pull:.1e} (stationary: 1e-08)"))
+    if r.kinks:
+        rows.append(("activations at a kink", f"{r.kinks:,}"))
     if math.isfinite(r.newton_decrement):
-        rows.insert(2, ("Newton decrement", f"{r.newton_decrement:.2e}"))
+        rows.insert(3 if r.gradient_pull else 2, ("Newton decrement", f"{r.newton_decrement:.2e}"))
     if math.isfinite(r.pair_distance):
         rows.append(("merging neurons", f"distance {r.pair_distance:.2g}, opposition {r.pair_opposition:.3g}"))
     return rows
