@@ -14,7 +14,7 @@ RANKS: dict[str, int] = {
     for rank, names in enumerate(
         (
             "errors settings interrupts identity basis pieces",
-            "linalg optim statistics units claim sign_coins escape_splits claims",
+            "linalg optim student statistics units claim sign_coins escape_splits claims",
             "parameters problem moving rounding batches arithmetic memory objective curvature ranks plan graph "
             "agreement planning operators results certificate structure loss_curvature ensemble stacking "
             "result_escapes result_slices",

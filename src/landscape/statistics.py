@@ -16,12 +16,12 @@ import numpy as np
 from numpy.typing import ArrayLike
 from scipy import special, stats
 
+from landscape.student import FEW, hull_interval
+
 LEVEL = 0.95
 TAILS = ((1 - LEVEL) / 2, (1 + LEVEL) / 2)
 # Numbers held at once by a bootstrap; operations of an exact trend test.
 BATCH, EXACT = 4_000_000, 100_000_000
-# Fewer values than this are not resampled: what did not occur among them weighs too much.
-FEW = 10
 # Up to here the Pfaffian of `goe_none` keeps six digits in double precision.
 PFAFFIAN = 10
 RARE = 30
@@ -78,34 +78,15 @@ def mcnemar_pairs(first: ArrayLike, second: ArrayLike) -> tuple[float, Estimate]
 
 
 def paired_bootstrap(a: ArrayLike, b: ArrayLike, rng: np.random.Generator, resamples: int = 2000) -> Estimate:
-    """mean(b − a) of a [n] and b [n], pairs resampled, BCa interval (Efron 1987); below n = 10 `student`.
-
-    Unbounded for n < 3; a point if all differences are equal, since resampling cannot see what did not occur.
-    """
+    """mean(b − a) of a [n] and b [n], pairs resampled, BCa interval (Efron 1987); below n = 10 Student's. Unbounded for
+    n < 3; a point if all differences are equal, since resampling cannot see what did not occur."""
     d = np.sort(np.subtract(*_paired(b, a, float)))
-    if len(d) < 3 or np.isnan(d[-1]):
-        return Estimate(float(d.mean()) if len(d) else math.nan, -math.inf, math.inf, len(d))
-    if d[0] == d[-1]:
-        return Estimate(float(d[0]), float(d[0]), float(d[0]), len(d))
-    if len(d) < FEW:
-        found = student(d)
-        return Estimate(found.value, min(found.low, float(d[0])), max(found.high, float(d[-1])), len(d))
+    value = float(d.mean()) if len(d) else math.nan
+    if len(d) < 3 or np.isnan(value):
+        return Estimate(value, -math.inf, math.inf, len(d))
+    if len(d) < FEW or d[0] == d[-1]:
+        return Estimate(value, *hull_interval(d), len(d))
     return _bootstrap((d,), lambda s, axis=-1: s.mean(axis), rng, resamples)
-
-
-def student(values: np.ndarray) -> Estimate:
-    """Mean of values [n >= 3] with Student's interval and what it is when shifted for their skewness (Johnson 1978):
-    the hull of both, since a few values show too little of a long tail for either."""
-    n, mean, spread = len(values), float(values.mean()), float(values.std(ddof=1))
-    t = float(stats.t.ppf(TAILS[1], n - 1))
-    half, shift = t * spread / math.sqrt(n), skewness(values) * spread * (1 + 2 * t**2) / (6 * n)
-    return Estimate(mean, mean - half + min(0.0, shift), mean + half + max(0.0, shift), n)
-
-
-def skewness(values: np.ndarray) -> float:
-    """Third central moment of values [n] over the cube of their spread; 0 if all are equal."""
-    spread = float(values.std())
-    return float(((values - values.mean()) ** 3).mean()) / spread**3 if spread > 0 else 0.0
 
 
 def permutation_correlation(
@@ -186,8 +167,7 @@ def trend(successes: ArrayLike, totals: ArrayLike, doses: ArrayLike) -> tuple[fl
     s, n = np.asarray(successes, dtype=int)[order], np.asarray(totals, dtype=int)[order]
     d = np.asarray(doses, dtype=float)[order]
     difference = newcombe(int(s[0]), int(n[0]), int(s[-1]), int(n[-1]))
-    steps = d - d[0]
-    N, S = int(n.sum()), int(s.sum())
+    steps, N, S = d - d[0], int(n.sum()), int(s.sum())
     centred = steps - float(n @ steps) / max(N, 1)
     score, spread = float(s @ centred), float(n @ centred**2)
     if S in (0, N) or spread == 0:

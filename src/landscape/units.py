@@ -8,7 +8,8 @@ from collections.abc import Sequence
 import numpy as np
 from scipy import stats
 
-from landscape.statistics import Estimate, paired_bootstrap, student, wilson
+from landscape.statistics import Estimate, paired_bootstrap, wilson
+from landscape.student import mean_interval
 
 # Fixed before any data. Level of every test; fewer units than this decide nothing: eight signs have p >= 2/256.
 LEVEL, LEAST_UNITS = 0.01, 8
@@ -46,8 +47,8 @@ def mean_of(values: np.ndarray) -> Estimate:
     equal."""
     if len(values) < 3 or np.ptp(values) == 0:
         return Estimate(float(values.mean()), math.nan, math.nan, len(values))
-    e, t = _bootstrapped(values), student(values)
-    return Estimate(e.value, min(e.low, t.low), max(e.high, t.high), len(values))
+    e, (low, high) = _bootstrapped(values), mean_interval(values)
+    return Estimate(e.value, min(e.low, low), max(e.high, high), len(values))
 
 
 def _bootstrapped(values: np.ndarray) -> Estimate:

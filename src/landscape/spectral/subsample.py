@@ -20,7 +20,7 @@ from landscape.operators import CurvatureOperator
 from landscape.problem import Batch
 from landscape.spectral.extremes import basis_room, find_extremes
 from landscape.spectral.settings import Progress, SpectrumSettings
-from landscape.statistics import skewness, student
+from landscape.student import mean_interval, skewness
 
 # Parts for eigenvalues, whose bias grows as parts get smaller; and for the trace and the masses, which have none: as
 # many as leave three samples each, for what few parts say of a long tail is little.
@@ -179,15 +179,16 @@ def extrapolate(value: float, parts: np.ndarray, samples: float, population: flo
 
 
 def over_all(value: float, parts: np.ndarray, samples: float, population: float) -> Estimate:
-    """As `extrapolate`, for a mean over samples, which has no bias; with what the parts' skewness adds (`student`).
+    """As `extrapolate`, for a mean over samples, which has no bias; with what the parts' skewness adds.
 
     NaN where the parts are so skewed that the tail which makes them has not been seen.
     """
-    found, left = student(parts), math.sqrt(max(0.0, 1.0 - samples / population))
+    (low, high), mean = mean_interval(parts), float(parts.mean())
     if not abs(skewness(parts)) <= SKEWED:
         return Estimate(math.nan, math.nan, None)
-    below, above = (found.value - found.low) * left, (found.high - found.value) * left
-    spread = max(found.value - found.low, found.high - found.value) * math.sqrt(samples)
+    left = math.sqrt(max(0.0, 1.0 - samples / population))
+    below, above = (mean - low) * left, (high - mean) * left
+    spread = max(mean - low, high - mean) * math.sqrt(samples)
     return Estimate(value - below, value + above, _needed(spread, 0.0, TARGET * abs(value), population))
 
 
