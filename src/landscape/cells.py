@@ -216,7 +216,9 @@ def _forward(objective: Objective, outputs: list[Tensor] | None) -> list[Tensor]
         if outputs is not None:
             right.append(torch.stack([x.double() for x in classified(outputs, batch)]))
     total = totals[0] if len(totals) == 1 else torch.stack(totals).sum()
-    loss = total / objective.count + objective.penalty() if objective.weight_decay else total / objective.count
+    loss = total / objective.count
+    if objective.weight_decay:
+        loss = loss + objective.penalty_there()
     if outputs is None:
         return [loss]
     hits, samples = torch.stack(right).sum(0)

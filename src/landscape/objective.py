@@ -97,11 +97,15 @@ class Objective:
 
     def penalty(self) -> float:
         """weight_decay/2 ‖θ‖² over all trainable parameters."""
-        if not self.weight_decay:
-            return 0.0
+        return float(self.penalty_there()) if self.weight_decay else 0.0
+
+    def penalty_there(self) -> Tensor:
+        """As `penalty`, a scalar in float64 on the device: nobody has to wait for it."""
         named = dict(self.model.named_parameters())
-        squares = [float(named[n].detach().abs().double().square().sum()) for n in self.trainable_names]
-        return 0.5 * self.weight_decay * sum(squares)
+        total = torch.zeros((), dtype=torch.float64, device=self.device)
+        for name in self.trainable_names:
+            total = total + named[name].detach().abs().double().square().sum()
+        return 0.5 * self.weight_decay * total
 
     def value(self) -> float:
         """L(θ) over all data.
