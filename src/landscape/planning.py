@@ -318,8 +318,9 @@ class _Planner:
             raise RefusedError(objection)
         share = share_of(self.whole.batches, batch)
         generator = torch.Generator().manual_seed(0)
-        rows = torch.randn(way.block, self.objective.layout.total, dtype=self.objective.dtype, generator=generator)
-        rows, probe = rows.to(self.device), self.objective.layout.unflatten(rows.to(self.device))
+        row = torch.randn(self.objective.layout.total, dtype=self.objective.dtype, generator=generator).to(self.device)
+        rows = torch.stack([row.roll(k) for k in range(way.block)])  # to draw each on the host would take its time
+        probe = self.objective.layout.unflatten(rows)
         expected = self.referee.expected(batch, rows) if way.mode == "forward" or way.block > 1 else None
         start = time.perf_counter()
         held, product = self._built(way, batch)
