@@ -316,12 +316,13 @@ class _Descending:
         return rows[again], now[again]
 
     def _observe(self, iteration: int, rows: Tensor, theta: Tensor, local: Local) -> None:
-        loss, norm = local["value"].tolist(), theta.norm(dim=1).tolist()
-        slope = local["gradient"].abs().amax(1).tolist()
+        columns = torch.stack([local["value"], theta.norm(dim=1), local["gradient"].abs().amax(1)])
+        loss, norm, slope = columns.tolist()
+        points = theta.cpu() if self.way.keep_points else theta
         for k, i in enumerate(rows.tolist()):
             if iteration == 0 and self.trajectories[i].loss and self.trajectories[i].loss[-1] == loss[k]:
                 continue  # where the phase before this one ended
-            self.trajectories[i].add(loss[k], slope[k], norm[k], theta[k] if self.way.keep_points else None)
+            self.trajectories[i].add(loss[k], slope[k], norm[k], points[k] if self.way.keep_points else None)
             if self.way.save and (number := len(self.trajectories[i].loss) - 1) in self.way.save:
                 self.trajectories[i].saved[number] = theta[k].clone()
         if self.progress is not None:

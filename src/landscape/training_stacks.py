@@ -221,11 +221,13 @@ class _Stacked:
             optimiser.zero_grad()
             losses.sum().backward()  # type: ignore[no-untyped-call]
             optimiser.step()
-            lost = ~torch.isfinite(losses.detach())
+            seen = losses.detach().cpu()  # a GPU is waited for once a step
+            lost = ~torch.isfinite(seen)
             done = lost.clone()
             if epoch_ends and how.target_loss is not None:
                 penalty = 0.5 * how.weight_decay * leaf.detach().square().sum(1)
-                done |= self.stack.values(leaf.detach(), self._numbers(alive)) - penalty <= how.target_loss
+                below = self.stack.values(leaf.detach(), self._numbers(alive)) - penalty <= how.target_loss
+                done |= below.cpu()
             for k, (i, is_lost) in enumerate(zip(alive, lost.tolist(), strict=True)):
                 self.steps[i] = step
                 if is_lost:
@@ -238,8 +240,8 @@ class _Stacked:
                 alive = [alive[k] for k in keep.tolist()]
                 if not alive:
                     return
-                leaf, optimiser = _fewer(leaf, optimiser, keep, how)
-            self._tell(f"loss {float(losses.detach().median()):.4g} (median)", step)
+                leaf, optimiser = _fewer(leaf, optimiser, keep.to(leaf.device), how)
+            self._tell(f"loss {float(seen.median()):.4g} (median)", step)
 
     def _diverged(self, i: int, step: int) -> NumericalError:
         return NumericalError(

@@ -144,10 +144,11 @@ class _Run:
         done = reason > RUNNING
         if not bool(done.any()):
             return
-        gone = self.active[done]
-        self.value[gone], self.gradient_inf[gone] = value[done], slope[done]
-        self.steps[gone], self.reason[gone] = iteration, reason[done]
-        keep = ~done
+        # Numbers of rows rather than masks: a GPU has to be waited for wherever a mask picks.
+        over, keep = done.nonzero().squeeze(1), (~done).nonzero().squeeze(1)
+        gone = self.active[over]
+        self.value[gone], self.gradient_inf[gone] = value[over], slope[over]
+        self.steps[gone], self.reason[gone] = iteration, reason[over]
         self.active, self.local = self.active[keep], {k: v[keep] for k, v in local.items()}
         self.damping, self.growth, self.stuck = self.damping[keep], self.growth[keep], self.stuck[keep]
         self.scale = self.scale[keep]
@@ -188,9 +189,10 @@ class _Run:
         slope = fresh["gradient"].abs().amax(1)
         better = ~blind[index] | (slope < 0.9 * self.local["gradient"][index].abs().amax(1))
         better &= torch.isfinite(slope)
-        index = index[better]
+        chosen = better.nonzero().squeeze(1)
+        index = index[chosen]
         for name, values in fresh.items():
-            self.local[name] = self.local[name].index_copy(0, index, values[better])
+            self.local[name] = self.local[name].index_copy(0, index, values[chosen])
         self.theta[self.active[index]] = trial[index]
         accepted = torch.zeros_like(good)
         accepted[index] = True
