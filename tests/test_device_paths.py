@@ -24,6 +24,7 @@ from landscape.analyses.spectrum import spectrum
 from landscape.analyses.widen import widen
 from landscape.basis import Basis
 from landscape.batches import map_tensors
+from landscape.certifying import certify_stack
 from landscape.checkpoint import read_checkpoint
 from landscape.descending import Way, descend_stack
 from landscape.linalg.lanczos import lanczos
@@ -341,6 +342,12 @@ def _descent(steps: int) -> None:
     descend_stack(stack, theta, Way("minimum", steps, gradient=1e-300, gauss_newton=False))
 
 
+def _certificates(members: int) -> None:
+    made = [problem(act=nn.ReLU, hidden=3, seed=seed) for seed in range(members)]
+    stack, theta = build_stack([Problem(p.model, made[0].data, "mse") for p in made], device="cuda")
+    certify_stack(stack, theta)
+
+
 # How many more times the host may wait where four more of them are computed.
 WAITS: dict[str, tuple[Callable[[int], Any], int]] = {
     "cells of a slice": (_cells, 1),  # a tile
@@ -350,6 +357,7 @@ WAITS: dict[str, tuple[Callable[[int], Any], int]] = {
     "minibatches": (_stacked_training, 4),
     "damped steps": (_damped, 16),
     "steps with a trajectory": (_descent, 28),
+    "certificates": (_certificates, 8),  # point and Hessian of a member with zero modes
 }
 
 

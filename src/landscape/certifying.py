@@ -19,6 +19,8 @@ from landscape.symmetries import Symmetries, neurons, symmetries_of, zero_modes
 NEAR, OPPOSED = 0.2, 3.0
 # Bytes of Hessians at a time.
 HESSIAN_BYTES = 2**28
+# Up to so many parameters one member's zero modes are found here: on a GPU every step of it costs a launch.
+ON_HOST = 300
 
 
 @dataclass(frozen=True)
@@ -144,6 +146,7 @@ def certify_dense(
     floors = loss_floor(stack, torch.arange(len(theta), device=theta.device) if rows is None else rows).tolist()
     kinks = _kinks(stack, theta, hessians, gradient, rows, numbers)
     certificates = []
+    place = torch.device("cpu") if stack.parameters <= ON_HOST else theta.device
     for i in range(len(theta)):
         row = {name: column[i] for name, column in numbers.items()}
         if row["gradient_inf"] <= 10 * row["gradient_rounding"]:
@@ -152,9 +155,8 @@ def certify_dense(
         explained: dict[str, int] = {}
         if symmetries.any and math.isfinite(row["lambda_max"]) and lowest[i] <= tau * row["lambda_max"]:
             left_out = ("dead units",) if kinks[i] is not None else ()
-            least, explained = _least_beyond(
-                symmetries, theta[i], hessians.matrix[i], row["lambda_max"], lowest[i], left_out
-            )
+            point, matrix = theta[i].to(place), hessians.matrix[i].to(place)
+            least, explained = _least_beyond(symmetries, point, matrix, row["lambda_max"], lowest[i], left_out)
         certificates.append(
             Certificate(
                 dtype=str(theta.dtype).removeprefix("torch."),
