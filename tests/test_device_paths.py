@@ -262,7 +262,6 @@ CASES: dict[str, Case] = {
     "widen": lambda p, f: widen(
         on_gpu(problem()), "0", device="cuda", steps=2, follow=True, controls=1, neurons=(0,), shares=((0.3, 0.7),)
     ),
-    "train, minibatches": lambda p, f: _trained(f, {"training": TABLES["training"] | {"steps": 5}}),
     "train, adam and certificates": lambda p, f: _trained(f, {"training": TABLES["training"] | ADAM | DOUBLE}),
     "train, second order": lambda p, f: _trained(f, TEACHER | {"training": TEACHER["training"] | {"steps": 3}}),
     "check, splits": lambda p, f: split_minima(_with_own_targets(1), "0", 1, 1, device="cuda"),
