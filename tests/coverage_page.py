@@ -115,6 +115,7 @@ def _ends(records: list[Record]) -> list[str]:
     refused = Counter(r["refused"][:160] for r in records if "refused" in r)
     lines = [f"{len(records):,} problems; {sum('no truth' in r for r in records)} whose Hessian overflows"]
     lines.append(f"{sum('crashed' in r for r in records)} ended with a traceback")
+    lines.append(f"{sum('too slow' in r for r in records)} took longer than the limit")
     lines.append(f"{sum(refused.values())} were refused{':' if refused else ''}")
     return [*lines, *(f"- {number} × {text}" for text, number in refused.most_common())]
 

@@ -230,6 +230,9 @@ def _attempt(rng: np.random.Generator) -> tuple[dict[str, str], Problem, dict[st
         _to_double(network.model)
         problem = Problem(network.model, _data_to_double(together), loss.loss, decay)
     settings = _settings(rng, problem, isinstance(loss.loss, str), n)
+    if loss.name == "pairwise":  # not a sum over samples: cut otherwise, it is another loss
+        for name in ("batch_size", "samples"):
+            settings.pop(name, None)
     way = "samples" if "samples" in settings else {False: "iterative", None: "auto", True: "dense"}[settings["exact"]]
     kinds = {
         "network": architecture, "loss": loss.name, "data": data, "targets": target, "point": point,
