@@ -16,6 +16,10 @@ import landscape
 Record = dict[str, Any]
 # A kind is named where it misses more often than allowed and chance does that once in a thousand.
 SURE = 1e-3
+# Kinds that the page lists, the worst first.
+MOST = 25
+# Problems that the page lists for each certain bound that broke.
+SHOWN = 3
 COLUMNS = ("bound", "may miss", "problems", "missed", "rate of misses", "verdict", "width: median, 90 %")
 HEAD = """# Coverage: what the bounds held on random problems
 
@@ -78,7 +82,7 @@ def _rows(records: list[Record]) -> list[tuple[str, ...]]:
 
 
 def _by_kind(records: list[Record]) -> list[tuple[str, ...]]:
-    """Kinds of problems on which a bound of a stated rate misses more often than that, beyond chance."""
+    """Kinds of problems on which a bound misses more often than its rate, beyond chance; more than once."""
     count: dict[tuple[str, str], list[int]] = defaultdict(lambda: [0, 0])
     rates: dict[str, float] = {}
     for record in records:
@@ -88,12 +92,12 @@ def _by_kind(records: list[Record]) -> list[tuple[str, ...]]:
                 entry = count[name, f"{group}: {kind}"]
                 entry[0] += missed
                 entry[1] += 1
-    rows = []
+    rows: list[tuple[float, tuple[str, ...]]] = []
     for (name, kind), (k, n) in sorted(count.items()):
         low, _ = clopper_pearson(k, n, 1 - 2 * SURE)
-        if k and rates[name] > 0 and low > rates[name]:
-            rows.append((name, kind, f"{n:,}", str(k), f"{100 * k / n:.0f} %"))
-    return rows
+        if k > 1 and rates[name] > 0 and low > rates[name]:
+            rows.append((low / rates[name], (name, kind, f"{n:,}", str(k), f"{100 * k / n:.0f} %")))
+    return [row for _, row in sorted(rows, key=lambda found: -found[0])[:MOST]]
 
 
 def _markdown(head: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
@@ -118,6 +122,19 @@ def _ends(records: list[Record]) -> list[str]:
     lines.append(f"{sum('too slow' in r for r in records)} took longer than the limit")
     lines.append(f"{sum(refused.values())} were refused{':' if refused else ''}")
     return [*lines, *(f"- {number} × {text}" for text, number in refused.most_common())]
+
+
+def _broken(records: list[Record]) -> list[str]:
+    """The first problems that break each certain bound."""
+    shown: Counter[str] = Counter()
+    lines = []
+    for record in records:
+        for name in sorted({c[0] for c in record.get("checks", []) if c[1] == 0 and c[2]}):
+            shown[name] += 1
+            if shown[name] <= SHOWN:
+                about = ", ".join(record["kinds"].values())
+                lines.append(f"- {name}, problem {record['problem']} ({about}): {record['missed'][name]}")
+    return sorted(lines)
 
 
 def widths(records: list[Record], others: list[Record]) -> str:
@@ -161,6 +178,11 @@ def page(seed: int, records: list[Record]) -> str:
         "\n".join([f"{ends[0]}.", "", *(f"- {line.removeprefix('- ')}" for line in ends[1:])]) + "\n",
     ]
     if kinds := _by_kind(records):
-        parts.append("Kinds of problems on which a bound misses more often than allowed, beyond chance (1 in 1,000):\n")
+        parts.append(
+            "Kinds on which a bound misses more often than allowed, beyond chance (1 in 1,000), the worst first:\n"
+        )
         parts.append(_markdown(("bound", "kind", "problems", "missed", "rate"), kinds) + "\n")
+    if broken := _broken(records):
+        parts.append(f"Certain bounds that broke, up to {SHOWN} problems each:\n")
+        parts.append("\n".join(broken) + "\n")
     return "\n".join(parts)

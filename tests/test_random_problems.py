@@ -212,9 +212,11 @@ def test_rates_tables_and_page() -> None:
     assert not failed(good)
     assert "**fails**" not in table(good)
     assert "shown" in table(good)
-    bad = [*good, {"problem": 400, "kinds": {"network": "gru"}, "checks": [["top residual", 0.0, True, 1e-6]]}]
+    lie = {"checks": [["top residual", 0.0, True, 1e-6]], "missed": {"top residual": "far off"}}
+    bad = [*good, {"problem": 400, "kinds": {"network": "gru"}, **lie}]
     assert failed(bad)
     assert "**fails**" in page(1, bad)
+    assert "- top residual, problem 400 (gru): far off" in page(1, bad)
     often = [r | {"checks": [["trace", 0.05, True, 0.2]]} if r["problem"] < 60 else r for r in good]
     assert failed(often)
     assert "| trace | network: mlp | 400 |" in page(1, often)
