@@ -130,10 +130,8 @@ def say(record: dict[str, Any], seed: int) -> None:
 def solve(seed: int, wanted: list[int], path: Path, workers: int) -> None:
     """Examine the problems in processes of their own; every finished one is appended and flushed."""
     context = multiprocessing.get_context("spawn")
-    with (
-        path.open("a") as file,
-        concurrent.futures.ProcessPoolExecutor(workers, mp_context=context, initializer=_start) as pool,
-    ):
+    pool = concurrent.futures.ProcessPoolExecutor(workers, mp_context=context, initializer=_start)
+    with path.open("a") as file:
         futures = [pool.submit(examine_within_limit, seed, i) for i in wanted]
         begun = time.perf_counter()
         try:
@@ -182,7 +180,10 @@ def main() -> int:
     if status == 0 and not options.no_page:
         PAGE.write_text(page(seed, records))
         print(f"wrote {PAGE.relative_to(ROOT)}", file=sys.stderr)
-    return status or int(failed(records))
+    if status:
+        sys.stdout.flush()
+        os._exit(status)  # the workers end with this process; nobody waits for what they are at
+    return int(failed(records))
 
 
 if __name__ == "__main__":
