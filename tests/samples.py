@@ -105,7 +105,11 @@ def sample_spectrum(**overrides: Any) -> Spectrum:
         **_negative(eigenvalues),
         **_layers(),
     }
-    return Spectrum(**(fields | overrides))
+    fields |= overrides
+    if (node := fields["node"]) is not None:
+        brackets = {"node_low": node - 1e-3, "node_high": node + 1e-3, "node_residual": np.full_like(node, 1e-3)}
+        fields = brackets | fields
+    return Spectrum(**fields)
 
 
 def sample_provenance(**overrides: Any) -> Provenance:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from landscape.results import Spectrum
-from landscape.spectral.density import spectral_density
+from landscape.spectral.density import Measure, brackets, density_of
 from landscape.store import StoredResult
 from samples import sample_provenance, sample_spectrum
 
@@ -36,10 +36,10 @@ def softmax_hessian(classes: int = 4, inputs: int = 12, samples: int = 60) -> np
 
 
 @functools.cache
-def quadrature(probes: int, steps: int) -> tuple[np.ndarray, np.ndarray]:
-    """Ritz values and weights [probe, step] of Lanczos from random starts."""
+def quadrature(probes: int, steps: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Ritz values, weights and residuals [probe, step] of Lanczos from random starts."""
     rng, matrix = np.random.default_rng(1), softmax_hessian()
-    nodes, weights = [], []
+    nodes, weights, residuals = [], [], []
     for _ in range(probes):
         basis = rng.normal(size=(len(matrix), 1))
         for _ in range(steps - 1):
@@ -47,7 +47,9 @@ def quadrature(probes: int, steps: int) -> tuple[np.ndarray, np.ndarray]:
         values, vectors = np.linalg.eigh(basis.T @ matrix @ basis)
         nodes.append(values)
         weights.append(vectors[0] ** 2)
-    return np.array(nodes), np.array(weights)
+        ritz = basis @ vectors
+        residuals.append(np.linalg.norm(matrix @ ritz - ritz * values, axis=0))
+    return np.array(nodes), np.array(weights), np.array(residuals)
 
 
 def spectrum_of(known: np.ndarray, k: int = 5, **overrides: Any) -> Spectrum:
@@ -79,21 +81,37 @@ def spectrum_of(known: np.ndarray, k: int = 5, **overrides: Any) -> Spectrum:
         "eigenvalues": e,
     }
     fields |= dict.fromkeys(("grid", "density", "density_low", "density_high", "kernel_width", "node", "weight"))
-    fields |= dict.fromkeys(("deflated_value", "deflated_residual"))
+    fields |= dict.fromkeys(("deflated_value", "deflated_residual", "node_low", "node_high", "node_residual"))
     return sample_spectrum(pairs=k, **(fields | overrides))
 
 
 def probed(probes: int = 4, **overrides: Any) -> Spectrum:
     """The softmax Hessian by quadrature, with nothing deflated."""
     matrix = softmax_hessian()
-    nodes, weights = quadrature(probes, steps=15)
-    smooth = spectral_density(nodes, weights, np.zeros(0), len(matrix))
-    shapes = {f.name: getattr(smooth, f.name) for f in dataclasses.fields(smooth)}
+    nodes, weights, residuals = quadrature(probes, steps=15)
+    known = np.linalg.eigvalsh(matrix)
+    ends = float(known[0]), float(known[-1])
+    low, high = brackets(nodes, weights, residuals, ends)
+    none = np.zeros(0)
+    measure = Measure(nodes, weights, low, high, residuals, none, none, ends, len(matrix))
+    shape = density_of(measure, 1e-6 * float(np.abs(known).max()))
+    shapes = {f.name: getattr(shape, f.name) for f in dataclasses.fields(shape)}
     fields = {"exact": False, "eigenvalues": None, "node": nodes, "weight": weights, **shapes}
+    fields |= {"node_low": low, "node_high": high, "node_residual": residuals}
     nothing = {"deflated": np.zeros(5, dtype=bool), "deflated_bottom": np.zeros(5, dtype=bool)}
     nothing |= {"deflated_value": np.zeros(0), "deflated_residual": np.zeros(0)}
     bound = {"excluded_below": -0.02, "excluded_probability": 1e-3, "negative_count_exact": None}
-    return spectrum_of(np.linalg.eigvalsh(matrix), **(fields | nothing | bound | overrides))
+    return spectrum_of(known, **(fields | nothing | bound | overrides))
+
+
+def cell_counts(result: Spectrum) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Edges of the density's cells, and the least and the largest number of eigenvalues in each."""
+    assert result.grid is not None
+    assert result.density_low is not None
+    assert result.density_high is not None
+    size = result.parameters * np.diff(result.grid)[::2]
+    edges = np.r_[result.grid[::2], result.grid[-1]]
+    return edges, result.density_low[::2] * size, result.density_high[::2] * size
 
 
 def without_density(**overrides: Any) -> Spectrum:
@@ -104,7 +122,7 @@ def diverged() -> Spectrum:
     nan = np.full(5, np.nan)
     scalars = dict.fromkeys(("loss", "gradient_norm", "trace", "trace_low", "trace_high", "excluded_below"), np.nan)
     arrays = {"top_value": nan, "bottom_value": nan, "tau_absolute": np.full(3, np.nan)}
-    return probed(**scalars, **arrays, density=np.full(512, np.nan))
+    return probed(**scalars, **arrays, density=np.full_like(probed().density, np.nan))
 
 
 def sweep(widths: tuple[int, ...] = (4, 8, 16, 64), seeds: int = 3) -> list[StoredResult]:

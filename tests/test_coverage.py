@@ -22,8 +22,8 @@ from landscape.objective import build_objective
 from landscape.operators import CurvatureOperator
 from landscape.problem import Problem
 from landscape.results import Spectrum
-from landscape.spectral.density import RESOLUTION
 from landscape.spectral.settings import SpectrumSettings
+from spectra import cell_counts
 
 PROBLEMS = 200
 # Solved in two halves, so that two processes can share them.
@@ -191,23 +191,15 @@ def test_the_exclusion_holds(half: int) -> None:
     assert len(violated) <= allowed_misses(1e-3, HALF), violated
 
 
-def test_density_bands_cover_on_average(half: int) -> None:
-    """The pointwise band around the density smoothed with the same kernel, averaged over points that hold anything."""
-    rates = []
-    for _, truth, r in cases(half):
-        assert r.grid is not None
-        assert r.node is not None
-        assert r.density_low is not None
-        assert r.density_high is not None
-        assert r.kernel_width is not None
-        scale = RESOLUTION * max(np.abs(np.concatenate([r.node.ravel(), r.top_value, r.bottom_value])))
-        u, v = np.arcsinh(r.grid / scale), np.arcsinh(truth / scale)
-        stretch = scale * np.cosh(u)
-        width = np.interp(v, u, r.kernel_width / stretch)[None, :]
-        kernel = np.exp(-0.5 * ((u[:, None] - v[None, :]) / width) ** 2) / (width * np.sqrt(2 * np.pi))
-        exact = kernel.mean(axis=1)
-        # the kernels of deflated eigenvalues stand where the values are, off by their residuals
-        slack = 1e-3 * exact.max()
-        inside = (r.density_low * stretch <= exact + slack) & (exact - slack <= r.density_high * stretch)
-        rates.append(inside[exact > 1e-2 * exact.max()].mean())
-    assert np.mean(rates) >= 0.95, np.mean(rates)
+def test_density_intervals_cover_at_their_rate(half: int) -> None:
+    """The integral over any cells, one draw of them a problem, and certainly no eigenvalue beyond them."""
+    missed = []
+    for name, truth, r in cases(half):
+        edges, low, high = cell_counts(r)
+        assert edges[0] <= truth[0], name
+        assert truth[-1] <= edges[-1], name
+        first, last = sorted(np.random.default_rng(len(truth)).choice(len(edges), 2, replace=False))
+        inside = np.sum((truth > edges[first]) & (truth <= edges[last]))
+        if not low[first:last].sum() - 1e-6 <= inside <= high[first:last].sum() + 1e-6:
+            missed.append(name)
+    assert len(missed) <= allowed_misses(0.05, HALF), missed

@@ -52,13 +52,33 @@ def test_density_is_per_decade_of_the_axis() -> None:
     result = stored(probed())
     x, y = line(panels(draw_spectrum(result))["a"], "density")
     width = linear_width(result)
-    expected = 48 * result.arrays["density"].values * np.log(10) * np.hypot(x, width)
-    np.testing.assert_array_equal(x, result.arrays["grid"].values)
-    np.testing.assert_allclose(y, np.fmax(expected, 0.5))
-    # The area over the axis is the number of eigenvalues.
+    grid, density = (result.arrays[name].values for name in ("grid", "density"))
+    np.testing.assert_array_equal(x, grid)
+    # Each cell's area over the axis is the number of its eigenvalues.
     curve = per_decade(result, width)
     assert curve is not None
-    assert np.trapezoid(curve.y, to_axis(curve.x, width)) == pytest.approx(48, rel=1e-3)
+    np.testing.assert_allclose(y, np.fmax(curve.y, 0.5))
+    areas = (curve.y[::2] + curve.y[1::2]) / 2 * np.diff(to_axis(curve.x, width))[::2]
+    np.testing.assert_allclose(areas, 48 * density[::2] * np.diff(grid)[::2], atol=1e-12)
+    assert np.sum(areas) == pytest.approx(48)
+
+
+def test_a_density_of_an_older_version_is_drawn_and_said() -> None:
+    """Those had a kernel of varying width on a scale of its own, and no brackets."""
+    none = dict.fromkeys(("node_low", "node_high", "node_residual", "deflated_value", "deflated_residual"))
+    grid = np.linspace(-1, 5, 50)
+    fields = {"grid": grid, "kernel_width": 0.1 * np.hypot(grid, 0.1), "density": np.exp(-np.abs(grid))}
+    ends = {"density_low": fields["density"] / 2, "density_high": fields["density"] * 2}
+    old = stored(probed(**none, **fields, **ends))
+    x, _ = line(panels(draw_spectrum(old))["a"], "density")
+    np.testing.assert_array_equal(x, grid)
+    assert any("older version" in note for note in caveats([old]))
+    assert caveats([stored(probed())]) == []
+
+
+def test_a_density_with_a_width_is_drawn_even_where_all_is_known() -> None:
+    x, _ = line(panels(draw_spectrum(stored(sample_spectrum())))["a"], "density")
+    np.testing.assert_array_equal(x, sample_spectrum().grid)
 
 
 def test_all_eigenvalues_are_counted() -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
@@ -12,7 +14,7 @@ from landscape import Problem, spectrum
 from landscape.errors import UsageError
 from landscape.objective import build_objective
 from landscape.operators import STRATEGIES, CurvatureOperator
-from landscape.spectral.density import spectral_density
+from landscape.spectral.density import cells_of, count, gaussian_density, measure_of_all
 from landscape.spectral.noise import product_error
 
 
@@ -92,15 +94,19 @@ def test_an_unknown_precision_is_refused() -> None:
 
 
 def test_the_density_covers_what_product_errors_may_have_moved() -> None:
-    rng = np.random.default_rng(0)
-    nodes, weights = rng.normal(size=(6, 30)), np.full((6, 30), 1 / 30)
-    plain = spectral_density(nodes, weights, np.array([5.0]), 1000)
-    moved = spectral_density(nodes, weights, np.array([5.0]), 1000, noise=0.05)
-    assert np.array_equal(plain.density, moved.density)
+    """Eigenvalues that all moved by as much as they may are still within the intervals of the cells."""
+    values = np.sort(np.random.default_rng(0).normal(size=300))
+    plain = measure_of_all(values, 0.0)
+    ends = values[0] - 0.05, values[-1] + 0.05
+    noisy = dataclasses.replace(plain, ends=ends, exact_residual=np.full(300, 0.05))
     for shift in (-0.05, -0.02, 0.0, 0.03, 0.05):
-        there = np.interp(plain.grid + shift, plain.grid, plain.density)
-        assert np.all(moved.density_low <= there + 1e-12)
-        assert np.all(there <= moved.density_high + 1e-12)
+        for edges in (cells_of(noisy, 0.1), cells_of(noisy, 1e-3)):
+            found = count(noisy, edges)
+            truth = np.diff(np.r_[0, np.searchsorted(values + shift, edges[1:-1]), 300])
+            assert np.all((found.low <= truth) & (truth <= found.high))
+        smooth, moved = gaussian_density(noisy, 0.1), dataclasses.replace(plain, exact=values + shift, ends=ends)
+        there = gaussian_density(moved, 0.1).density
+        assert np.all((smooth.density_low <= there + 1e-12) & (there <= smooth.density_high + 1e-12))
 
 
 @pytest.mark.parametrize("exact", [True, False])

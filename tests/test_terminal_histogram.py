@@ -11,7 +11,7 @@ import pytest
 
 from landscape.figures.terminal_histogram import bin_edges, count_eigenvalues, histogram_lines
 from samples import sample_spectrum
-from spectra import gallery, probed, spectrum_of, without_density
+from spectra import gallery, probed, softmax_hessian, spectrum_of, without_density
 
 
 def numbers(rows: list[str]) -> list[int]:
@@ -33,19 +33,35 @@ def test_histogram_of_probes_has_intervals_and_the_right_total() -> None:
     counts = count_eigenvalues(probed().arrays())
     assert counts is not None
     assert counts.count.sum() == pytest.approx(48)
-    assert (counts.half > 0).any()
+    assert (counts.high > counts.low).any()
+    known = np.linalg.eigvalsh(softmax_hessian())
+    truth = np.histogram(known, counts.edges)[0]
+    assert np.all((counts.low <= truth) & (truth <= counts.high))
     rows = histogram_lines(probed().arrays(), unicode=True)
-    assert "4 probes, ± 95 %" in rows[0]
-    assert any("±" in row for row in rows[1:])
+    assert "4 probes, [95 %]" in rows[0]
+    assert any("[" in row for row in rows[1:])
 
 
 def test_deflated_eigenvalues_count_as_one_each() -> None:
     nodes, weights = np.full((3, 4), 0.01), np.full((3, 4), (40 - 6) / 40 / 4)
-    spectrum = sample_spectrum(eigenvalues=None, node=nodes, weight=weights)
+    spectrum = sample_spectrum(eigenvalues=None, node=nodes, weight=weights, kernel_width=None)
     counts = count_eigenvalues(spectrum.arrays())
     assert counts is not None
     assert counts.count.sum() == pytest.approx(40)
-    assert counts.half.max() == 0
+    for value in (-0.2, -0.1, -0.02, 1.5, 2.5, 3.5):
+        (place,) = np.flatnonzero((counts.edges[:-1] < value) & (value <= counts.edges[1:]))
+        assert counts.low[place] >= 1
+
+
+def test_files_of_older_versions_leave_it_to_the_neighbours() -> None:
+    """Without brackets, residuals and the list of what was taken out, intervals are wider, and right."""
+    none = dict.fromkeys(("node_low", "node_high", "node_residual", "deflated_value", "deflated_residual"))
+    old, new = count_eigenvalues(probed(**none).arrays()), count_eigenvalues(probed().arrays())
+    assert old is not None
+    assert new is not None
+    truth = np.histogram(np.linalg.eigvalsh(softmax_hessian()), old.edges)[0]
+    assert np.all((old.low <= truth) & (truth <= old.high))
+    assert (old.high - old.low).sum() >= (new.high - new.low).sum()
 
 
 @pytest.mark.parametrize("columns", [40, 72, 80])

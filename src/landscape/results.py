@@ -214,19 +214,28 @@ class Spectrum(Result):
     excluded_probability: float = field_of("see excluded_below; 0 for a dense spectrum")
 
     grid: np.ndarray | None = field_of(
-        "positions at which the density is given", "grid", units=CURVATURE, optional=True
+        "positions at which the density is given: edges of cells, inner ones twice",
+        "grid",
+        units=CURVATURE,
+        optional=True,
     )
     density: np.ndarray | None = field_of(
         "spectral density, integral 1 over all eigenvalues", "grid", units="1 / curvature", optional=True
     )
     density_low: np.ndarray | None = field_of(
-        "lower end of the density's pointwise interval", "grid", units="1 / curvature", optional=True
+        "lower end of the density's interval, which holds for the integral over any cells",
+        "grid",
+        units="1 / curvature",
+        optional=True,
     )
     density_high: np.ndarray | None = field_of(
-        "upper end of the density's pointwise interval", "grid", units="1 / curvature", optional=True
+        "upper end of the density's interval, which holds for the integral over any cells",
+        "grid",
+        units="1 / curvature",
+        optional=True,
     )
     kernel_width: np.ndarray | None = field_of(
-        "standard deviation of the Gaussian the density is smoothed with",
+        "standard deviation of the Gaussian the density is smoothed with; absent: counted in cells",
         "grid",
         units=CURVATURE,
         optional=True,
@@ -244,6 +253,15 @@ class Spectrum(Result):
         "step",
         optional=True,
     )
+    node_low: np.ndarray | None = field_of(
+        "half of a node's weight is spread down to this", "probe", "step", units=CURVATURE, optional=True
+    )
+    node_high: np.ndarray | None = field_of(
+        "half of a node's weight is spread up to this", "probe", "step", units=CURVATURE, optional=True
+    )
+    node_residual: np.ndarray | None = field_of(
+        "distance within which the deflated operator has one", "probe", "step", units=CURVATURE, optional=True
+    )
     deflated: np.ndarray | None = field_of(
         "True: this eigenvalue entered the density exactly, not through the probes", "top", optional=True
     )
@@ -251,11 +269,7 @@ class Spectrum(Result):
         "True: this eigenvalue entered the density exactly, not through the probes", "bottom", optional=True
     )
     deflated_value: np.ndarray | None = field_of(
-        "all eigenvalues that were taken out before the probes, ascending; the trace of f(H) is sum f(deflated_value) "
-        "+ parameters * mean over probes of sum weight f(node)",
-        "taken",
-        units=CURVATURE,
-        optional=True,
+        "all eigenvalues taken out before the probes, ascending", "taken", units=CURVATURE, optional=True
     )
     deflated_residual: np.ndarray | None = field_of(
         "distance within which a true eigenvalue lies", "taken", units=CURVATURE, optional=True

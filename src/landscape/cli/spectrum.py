@@ -58,6 +58,14 @@ def spectrum(
         float, typer.Option("--tau", help="Floor, relative to max |eigenvalue|, below which a value counts as zero.")
     ] = 1e-6,
     density: Annotated[bool, typer.Option("--density/--no-density", help="Spectral density and negative mass.")] = True,
+    density_width: Annotated[
+        float | None,
+        typer.Option(
+            "--density-width",
+            help="Smooth the density with a Gaussian of this standard deviation; else cells as fine as is resolved.",
+            show_default=False,
+        ),
+    ] = None,
     probes: Annotated[int, typer.Option("--probes", help="Random probes of the density (at least 3).")] = 8,
     steps: Annotated[int, typer.Option("--steps", help="Lanczos steps of each probe.")] = 80,
     max_products: Annotated[
@@ -110,6 +118,7 @@ def spectrum(
         rtol=rtol,
         tau=tau,
         density=density,
+        density_width=density_width,
         probes=probes,
         steps=steps,
         max_products=max_products,
@@ -310,7 +319,7 @@ def _arguments(request: _Request, path: Path, place: Path) -> list[str]:
     arguments = ["spectrum", str(path), "--result-path", str(place), "--json", "--quiet"]
     default = SpectrumSettings().as_dict()
     for name, value in request.settings.as_dict().items():
-        if value == default[name]:
+        if value == default.get(name):
             continue
         flag = "--" + name.replace("_", "-")
         if isinstance(value, bool):

@@ -14,7 +14,6 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from landscape.cli.terminal import plain, stdout
-from landscape.figures.terminal_histogram import histogram_lines
 from landscape.results import Provenance, Spectrum
 
 # How tables give eigenvalues from dense Hessians.
@@ -221,6 +220,8 @@ def _excluded(r: Spectrum) -> str:
 
 
 def _print_histogram(r: Spectrum) -> None:
+    from landscape.figures.terminal_histogram import histogram_lines  # which waits for torch
+
     for line in histogram_lines(r.arrays(), columns=min(72, max(40, stdout.width - 4))):
         stdout.print(f"  {line}")
 

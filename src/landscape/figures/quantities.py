@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -86,19 +86,41 @@ def pairs(result: HasArrays, end: str) -> Pairs:
     )
 
 
+def smoothed(result: HasArrays) -> str:
+    """How the density was made: "cells", "gaussian" of one width on request, or "asinh" in files of older versions,
+    which smoothed on a scale that they did not store."""
+    kernel = values(result, "kernel_width")
+    if kernel is None:
+        return "cells"
+    return "gaussian" if kernel.size and np.ptp(kernel) == 0 else "asinh"
+
+
+def zero_cell(result: HasArrays) -> tuple[float, float] | None:
+    """The cell of the density around zero, inside of which nothing is resolved; None where there is none."""
+    grid, density = values(result, "grid"), values(result, "density")
+    if grid is None or density is None or smoothed(result) != "cells" or values(result, "eigenvalues") is not None:
+        return None
+    holds = np.flatnonzero((grid[::2] <= 0) & (grid[1::2] >= 0) & np.isfinite(density[::2]))
+    return (float(grid[2 * holds[0]]), float(grid[2 * holds[-1] + 1])) if holds.size else None
+
+
 def _kernel(result: HasArrays) -> np.ndarray | None:
     """Positions and kernel widths [2, grid] of a smoothed density; None where all eigenvalues are known."""
     grid, kernel = values(result, "grid"), values(result, "kernel_width")
-    if grid is None or kernel is None or values(result, "eigenvalues") is not None:
+    known = values(result, "eigenvalues") is not None and smoothed(result) != "gaussian"
+    if grid is None or kernel is None or known:
         return None
     keep = np.isfinite(grid) & np.isfinite(kernel) & (kernel > 0)
     return np.stack([grid[keep], kernel[keep]]) if keep.any() else None
 
 
 def resolution(result: HasArrays) -> float:
-    """|eigenvalue| below which the figure cannot tell a sign: tau, or twice the density's kernel if that is wider."""
-    tau, kernel = scalar(result, "tau_absolute"), _kernel(result)
+    """|eigenvalue| below which the figure cannot tell a sign: tau, or the density's cell around zero, or twice its
+    kernel, if that is wider."""
+    tau, kernel, cell = scalar(result, "tau_absolute"), _kernel(result), zero_cell(result)
     widths = [tau] if math.isfinite(tau) else []
+    if cell is not None:
+        widths.append(max(-cell[0], cell[1]))
     if kernel is not None:
         widths.append(2 * float(kernel[1].min()))
     return max(widths, default=0.0)
@@ -107,19 +129,32 @@ def resolution(result: HasArrays) -> float:
 def linear_width(result: HasArrays) -> float:
     """Where the axis turns from linear to decades, so that noise around zero is not magnified.
 
-    For a smoothed density it is the point at which the narrowest kernel turns from constant to proportional. Where
-    all eigenvalues are known it is tau.
+    For a density in cells it is where the one around zero ends; for a smoothed one the point at which the narrowest
+    kernel turns from constant to proportional. Where all eigenvalues are known it is tau.
     """
-    tau, kernel = scalar(result, "tau_absolute"), _kernel(result)
+    tau, kernel, cell = scalar(result, "tau_absolute"), _kernel(result), zero_cell(result)
     widths = [tau] if math.isfinite(tau) else []
+    if cell is not None:
+        widths.append(max(-cell[0], cell[1]))
     if kernel is not None:
         far = int(np.argmax(np.abs(kernel[0])))
         widths.append(float(kernel[1].min() * np.abs(kernel[0, far]) / kernel[1, far]))
     found = max(widths, default=0.0)
     if found > 0:
         return found
-    largest = max(float(np.abs(pairs(result, end).value).max(initial=0.0)) for end in ("top", "bottom"))
+    largest = _largest(result)
     return 1e-6 * largest if largest > 0 else 1.0
+
+
+def _largest(result: HasArrays) -> float:
+    return max(float(np.abs(pairs(result, end).value).max(initial=0.0)) for end in ("top", "bottom"))
+
+
+def shared_width(results: Sequence[HasArrays]) -> float:
+    """`linear_width` of an axis for several: that of their middle, but none is drawn finer than it is resolved, which
+    would turn its cell around zero, a peak, into a dip between two logarithmic sides."""
+    unresolved = [resolution(r) for r in results if zero_cell(r) is not None and _largest(r) > 0]
+    return max([float(np.median([linear_width(r) for r in results])), *unresolved])
 
 
 def has_density(result: HasArrays) -> bool:
@@ -136,7 +171,7 @@ def bin_width(parameters: float) -> float:
 
 
 def per_decade(result: HasArrays, width: float, decades: float | None = None) -> Curve | None:
-    """Eigenvalues per decade of an axis that is linear inside `width`: all of them counted, or SLQ's density.
+    """Eigenvalues per decade of an axis that is linear inside `width`: all of them counted, or the stored density.
 
     Args:
         result: a spectrum.
@@ -146,18 +181,26 @@ def per_decade(result: HasArrays, width: float, decades: float | None = None) ->
     if not has_density(result):
         return None
     eigenvalues = values(result, "eigenvalues")
-    if eigenvalues is not None and np.isfinite(eigenvalues).any():
+    if eigenvalues is not None and np.isfinite(eigenvalues).any() and smoothed(result) != "gaussian":
         return _counted(eigenvalues[np.isfinite(eigenvalues)], width, decades or bin_width(eigenvalues.size))
     grid, density = values(result, "grid"), values(result, "density")
     assert grid is not None
     assert density is not None
     keep = np.isfinite(grid) & np.isfinite(density)
-    factor = scalar(result, "parameters") * stretch(grid[keep], width)
+    factor = scalar(result, "parameters") * (
+        _cell_stretch(grid, width) if smoothed(result) == "cells" else stretch(grid, width)
+    )
+    factor = factor[keep]
     ends = [values(result, f"density_{end}") for end in ("low", "high")]
     # A single probe has no interval: its upper end is infinite.
     low, high = (None if e is None or not np.isfinite(e[keep]).all() else factor * e[keep] for e in ends)
     known = low is not None and high is not None
     return Curve(grid[keep], factor * density[keep], low if known else None, high if known else None)
+
+
+def _cell_stretch(grid: np.ndarray, width: float) -> np.ndarray:
+    """Length of each cell in λ over its length on the axis, for both of its ends."""
+    return np.repeat(np.diff(grid)[::2] / np.diff(to_axis(grid, width))[::2], 2)
 
 
 def _counted(eigenvalues: np.ndarray, width: float, decades: float) -> Curve:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from landscape.errors import UsageError
-from landscape.figures.quantities import SpectrumLike, has_density, number, one_operator, scalar
+from landscape.figures.quantities import SpectrumLike, has_density, number, one_operator, scalar, smoothed
 
 PREFERRED = ("width", "step", "seed", "parameters")
 OWN = ("parameters", "checkpoint")  # what every result has, besides the coordinates of its sweep
@@ -89,6 +89,12 @@ def caveats(results: Sequence[SpectrumLike], by: str | None = None) -> list[str]
     )
     if mixed:
         notes.append(f"results that differ in {', '.join(mixed)} share a value of {series.name} and are pooled")
+    old = sum(has_density(r) and smoothed(r) == "asinh" and "eigenvalues" not in r.arrays for r in results)
+    if old:
+        notes.append(
+            f"{old} of {len(results)} results hold a density of an older version, which may reach beyond the largest "
+            "eigenvalues: repeat `landscape spectrum` with --force"
+        )
     bare = sum(not has_density(r) for r in results)
     if bare:
         notes.append(f"{bare} of {len(results)} results hold no density; only their extreme eigenvalues are drawn")

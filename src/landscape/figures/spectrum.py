@@ -24,6 +24,7 @@ from landscape.figures.quantities import (
     per_decade,
     resolution,
     scalar,
+    smoothed,
     values,
 )
 from landscape.figures.scale import decade_label, pad, set_adaptive, set_asinh
@@ -157,11 +158,12 @@ def _explain(axes: Axes, result: SpectrumLike, curve: Curve | None, marks: bool,
     """Legend of panel a."""
     handles: list[Line2D | Patch] = []
     if curve is not None:
-        exact = values(result, "eigenvalues") is not None
-        name = "all eigenvalues, in bins" if exact else "density (Lanczos quadrature)"
+        exact, cells = values(result, "eigenvalues") is not None, smoothed(result) == "cells"
+        name = "all eigenvalues, in bins" if exact and cells else "eigenvalues in cells" if cells else "density"
         handles.append(Line2D([], [], color=INK, lw=0.9, label=name))
         if curve.low is not None:
-            handles.append(Patch(color=MUTED, alpha=0.45, lw=0, label="its 95 % interval"))
+            name = "95 %, for any cells together" if cells else "95 % at each point"
+            handles.append(Patch(color=MUTED, alpha=0.45, lw=0, label=name))
     if marks:
         handles.append(Line2D([], [], color=POSITIVE, marker="|", ls="", ms=6, mew=0.9, label="computed, ± residual"))
     if tinted:

@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from landscape.figures.quantities import linear_width, pairs, scalar, values
+from landscape.spectral.density import Measure, brackets
+from landscape.spectral.density import count as count_in
 
 if TYPE_CHECKING:
     from landscape.results import Array
@@ -29,11 +31,12 @@ class _Spectrum:
 
 @dataclass(frozen=True)
 class Counts:
-    """Eigenvalues per bin between `edges` (ascending, the middle bin holds zero); `half` is 0 where exact."""
+    """Eigenvalues per bin between `edges` (ascending, the middle bin holds zero), with 95 % intervals."""
 
     edges: np.ndarray
     count: np.ndarray
-    half: np.ndarray
+    low: np.ndarray
+    high: np.ndarray
     source: str
 
 
@@ -54,7 +57,7 @@ def histogram_lines(spectrum_arrays: Mapping[str, Array], columns: int = 72, uni
     if unicode is None:
         unicode = (sys.stdout.encoding or "ascii").lower().replace("-", "").startswith("utf")
     labels = _labels(counts.edges, unicode)
-    numbers = [_number(c, h, unicode) for c, h in zip(counts.count, counts.half, strict=True)]
+    numbers = [_number(*each) for each in zip(counts.count, counts.low, counts.high, strict=True)]
     left, right = max(map(len, labels)), max(map(len, numbers))
     room = max(columns - left - right - 4, 4)
     most = math.log1p(max(float(counts.count.max()), 1.0))
@@ -63,45 +66,50 @@ def histogram_lines(spectrum_arrays: Mapping[str, Array], columns: int = 72, uni
         bar = _bar(room * math.log1p(float(count)) / most, unicode)
         rows.append(f"{label:>{left}} {'│' if unicode else '|'}{bar:<{room}} {text:>{right}}")
     heading = f"eigenvalues by size, bars on a log scale ({counts.source})"
-    return [(heading if unicode else heading.replace("±", "+-"))[:columns], *reversed(rows)]
+    return [heading[:columns], *reversed(rows)]
 
 
 def count_eigenvalues(arrays: Mapping[str, Array]) -> Counts | None:
-    """Bin all eigenvalues, or the quadrature nodes of the probes with the deflated eigenvalues beside them."""
+    """Bin all eigenvalues, or what the density counts in the same bins (`spectral.density.count`)."""
     spectrum = _Spectrum(arrays)
     eigenvalues, nodes, weights = (values(spectrum, n) for n in ("eigenvalues", "node", "weight"))
     floor = linear_width(spectrum)
     if eigenvalues is not None and np.isfinite(eigenvalues).any():
         known = eigenvalues[np.isfinite(eigenvalues)]
         edges = bin_edges(known, floor)
-        return Counts(edges, _binned(known, edges), np.zeros(edges.size - 1), f"all {known.size:,} computed")
+        each = np.histogram(known, edges)[0].astype(float)
+        return Counts(edges, each, each, each, f"all {known.size:,} computed")
     if nodes is None or weights is None:
         return None
-    known = _taken(spectrum)
     real = np.isfinite(nodes) & np.isfinite(weights) & (weights > 0)  # a probe that ended early is padded
     if not real.any():
         return None
-    edges = bin_edges(np.concatenate([known, nodes[real]]), floor)
-    size = scalar(spectrum, "parameters")
-    each = np.array([_binned(n[r], edges, w[r]) * size for n, w, r in zip(nodes, weights, real, strict=True)])
-    probes = len(each)
-    if probes == 1:
-        half, source = np.zeros(edges.size - 1), "1 probe: no error estimate"
-    else:
-        from scipy.special import stdtrit  # the t quantile without the second that scipy.stats takes to import
-
-        half = stdtrit(probes - 1, 0.975) * each.std(axis=0, ddof=1) / math.sqrt(probes)
-        source = f"{probes} probes, ± 95 %"
-    return Counts(edges, _binned(known, edges) + each.mean(axis=0), half, source)
+    measure = _measure(spectrum, nodes, np.where(real, weights, 0.0))
+    edges = bin_edges(np.concatenate([measure.exact, nodes[real], measure.ends]), floor)
+    found = count_in(measure, edges)
+    probes = len(nodes)
+    return Counts(edges, found.count, found.low, found.high, f"{probes} probe{'s' * (probes > 1)}, [95 %]")
 
 
-def _taken(spectrum: _Spectrum) -> np.ndarray:
-    """The eigenvalues that the probes do not see; in files of older versions, those listed that were deflated."""
-    taken = values(spectrum, "deflated_value")
-    if taken is not None:
-        return taken
-    ends = [pairs(spectrum, end) for end in ("top", "bottom")]
-    return np.concatenate([end.value[end.deflated] for end in ends])
+def _measure(spectrum: _Spectrum, nodes: np.ndarray, weights: np.ndarray) -> Measure:
+    """What the file says of the eigenvalues; files of older versions leave it to the neighbours of each node."""
+    ends = [pairs(spectrum, end) for end in ("bottom", "top")]
+    exact, exact_residual = (values(spectrum, f"deflated_{name}") for name in ("value", "residual"))
+    if exact is None or exact_residual is None:
+        exact = np.concatenate([end.value[end.deflated] for end in ends])
+        exact_residual = np.concatenate([end.residual[end.deflated] for end in ends])
+    low, high, residual = (values(spectrum, f"node_{name}") for name in ("low", "high", "residual"))
+    reached = [n for n in (low, high) if n is not None]
+    every = np.concatenate([nodes[weights > 0], *(n[weights > 0] for n in reached)])
+    limits = (
+        float((ends[0].value - ends[0].residual).min(initial=every.min())),
+        float((ends[1].value + ends[1].residual).max(initial=every.max())),
+    )
+    if low is None or high is None or residual is None:
+        residual = np.full(nodes.shape, np.inf)
+        low, high = brackets(nodes, weights, residual, limits)
+    size, noise = int(scalar(spectrum, "parameters")), scalar(spectrum, "product_error")
+    return Measure(nodes, weights, low, high, residual, exact, exact_residual, limits, size, noise)
 
 
 def bin_edges(eigenvalues: np.ndarray, floor: float) -> np.ndarray:
@@ -127,16 +135,11 @@ def _side(size: float, floor: float, mantissas: tuple[int, ...], every: int) -> 
         for mantissa in mantissas:
             # Through text, because 10.0**-5 is not the number that a user means by 1e-5.
             edge = float(f"{mantissa}e{step}")
-            if edge > floor * 1.001:
+            if edge > floor * 1.25:
                 edges.append(edge)
                 if edge >= size:
                     return edges
     return edges
-
-
-def _binned(values: np.ndarray, edges: np.ndarray, weights: np.ndarray | None = None) -> np.ndarray:
-    counts, _ = np.histogram(values, edges, weights=weights)
-    return counts.astype(float)
 
 
 def _short(value: float) -> str:
@@ -157,10 +160,10 @@ def _labels(edges: np.ndarray, unicode: bool) -> list[str]:
     return labels
 
 
-def _number(count: float, half: float, unicode: bool) -> str:
-    if half < 0.5:
-        return f"{count:,.0f}" if count == 0 or count >= 0.5 else "< 1"
-    return f"{count:,.0f} {'±' if unicode else '+-'} {half:,.0f}"
+def _number(count: float, low: float, high: float) -> str:
+    text = f"{count:,.0f}" if count == 0 or count >= 0.5 else "< 1"
+    ends = [f"{value:,.0f}" for value in (low, high)]
+    return text if ends[0] == ends[1] == text else f"{text} [{ends[0]}, {ends[1]}]"
 
 
 def _bar(length: float, unicode: bool) -> str:

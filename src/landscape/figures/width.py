@@ -15,12 +15,12 @@ from landscape.figures.quantities import (
     Curve,
     SpectrumLike,
     bin_width,
-    linear_width,
     one_operator,
     pairs,
     per_decade,
     resolution,
     scalar,
+    shared_width,
 )
 from landscape.figures.scale import set_asinh
 from landscape.figures.series import Row, Series, arrange
@@ -56,7 +56,7 @@ def draw_spectra(results: Sequence[SpectrumLike], by: str | None = None) -> Figu
 def _draw_ridges(axes: Axes, series: Series, colours: list[Colour]) -> None:
     """Panel a: one row a value of the coordinate, every replicate a line, the median filled."""
     members = [r for row in series.rows for r in row.results]
-    width = float(np.median([linear_width(r) for r in members]))
+    width = shared_width(members)
     decades = max(bin_width(scalar(r, "parameters")) for r in members)
     curves = [[per_decade(r, width, decades) for r in row.results] for row in series.rows]
     flat = [c for row in curves for c in row]

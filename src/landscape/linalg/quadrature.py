@@ -46,11 +46,12 @@ class Tridiagonals:
 
 @dataclass(frozen=True)
 class Quadrature:
-    """Gauss rules of b probes: float64 [b, m], nodes ascending, weights of a probe sum to 1 (padded with 0), and the
-    coefficients that they come from."""
+    """Gauss rules of b probes: float64 [b, m], nodes ascending, weights of a probe sum to 1 (padded with 0), residuals
+    of the nodes as Ritz values (an eigenvalue lies within), and the coefficients that they come from."""
 
     nodes: np.ndarray
     weights: np.ndarray
+    residuals: np.ndarray
     tridiagonals: Tridiagonals
 
 
@@ -115,18 +116,13 @@ def tridiagonalise(
 def gauss(tri: Tridiagonals) -> Quadrature:
     """The Gauss rule of each probe, exact for polynomials of degree 2 · length − 1."""
     b, m = tri.alpha.shape
-    nodes, weights = np.zeros((b, m)), np.zeros((b, m))
-    for i in range(b):
-        k = int(tri.length[i])
-        node, weight = _rule(tri.alpha[i, :k], tri.beta[i, : k - 1])
-        nodes[i], weights[i, :k] = np.r_[node, np.full(m - k, node[-1])], weight
-    return Quadrature(nodes, weights, tri)
-
-
-def shortened(tri: Tridiagonals, part: float = 0.8) -> Tridiagonals:
-    """The same recurrences after `part` of their steps: what a shorter run would have given."""
-    steps = max(1, int(part * tri.alpha.shape[1]))
-    return Tridiagonals(tri.alpha[:, :steps], tri.beta[:, :steps], np.minimum(tri.length, steps))
+    nodes, weights, residuals = np.zeros((b, m)), np.zeros((b, m)), np.zeros((b, m))
+    for i, (alpha, beta, last) in enumerate(_each(tri)):
+        node, vector = eigh_tridiagonal(alpha, beta)
+        k = len(node)
+        nodes[i], weights[i, :k] = np.r_[node, np.full(m - k, node[-1])], _shares(vector)
+        residuals[i, :k] = last * np.abs(vector[-1])
+    return Quadrature(nodes, weights, residuals, tri)
 
 
 def distribution_bracket(tri: Tridiagonals, x: float) -> tuple[np.ndarray, np.ndarray]:
@@ -229,8 +225,12 @@ def _each(tri: Tridiagonals) -> list[tuple[np.ndarray, np.ndarray, float]]:
 
 def _rule(alpha: np.ndarray, beta: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     node, vector = eigh_tridiagonal(alpha, beta)
+    return node, _shares(vector)
+
+
+def _shares(vector: np.ndarray) -> np.ndarray:
     weight = vector[0] ** 2
-    return node, weight / np.sum(weight)
+    return np.asarray(weight / np.sum(weight))
 
 
 def _radau(alpha: np.ndarray, beta: np.ndarray, last: float, x: float) -> tuple[np.ndarray, np.ndarray, int]:

@@ -16,7 +16,7 @@ from landscape.linalg.dense import DenseSpectrum, dense_spectrum, materialise
 from landscape.memory import usable_bytes
 from landscape.objective import Objective
 from landscape.operators import CurvatureOperator
-from landscape.spectral.density import spectral_density
+from landscape.spectral.density import density_of, measure_of_all
 from landscape.spectral.negative import negative_exact
 from landscape.spectral.noise import product_error
 from landscape.spectral.settings import Progress, SpectrumSettings
@@ -148,8 +148,8 @@ def dense_fields(operator: CurvatureOperator, settings: SpectrumSettings, tell: 
         **vars(negative_exact(values, bound, settings.tau)),
     }
     if settings.density:
-        nothing = np.zeros((0, 0))
-        found.update(vars(spectral_density(nothing, nothing, values, n)))
+        floor = float(found["tau_absolute"][0])
+        found.update(vars(density_of(measure_of_all(values, bound), floor, settings.density_width)))
     if settings.vectors:
         found.update(vector_fields(operator, solved.top_vector, solved.bottom_vector))
     tell("dense matrix", n, n)

@@ -12,10 +12,9 @@ from torch import Tensor
 
 from landscape.linalg.exclusion import exclusion_bound
 from landscape.linalg.lanczos import Extremes
-from landscape.linalg.quadrature import gauss, shortened
 from landscape.objective import Objective
 from landscape.operators import CurvatureOperator
-from landscape.spectral.density import spectral_density
+from landscape.spectral.density import Measure, brackets, density_of
 from landscape.spectral.exact import vector_fields
 from landscape.spectral.extremes import (
     MIXED_IN,
@@ -227,31 +226,63 @@ def _fields(
         "excluded_probability": MISS_PROBABILITY,
         **vars(negative_bracketed(known, probing, scale, noise, settings.tau)),
     }
-    if probing.quadrature is not None:
-        fields.update(_density_fields(operator.n, probing, known, top, bottom, noise))
+    if settings.density:
+        ends = _ends(found, pairs, probing)
+        floor = float(fields["tau_absolute"][0])
+        fields.update(_density_fields(operator.n, probing, known, (top, bottom), ends, (noise, floor), settings))
     if settings.vectors:
         fields.update(vector_fields(operator, top.vector, bottom.vector))
     return fields
 
 
-def _density_fields(n: int, probing: Probing, known: Known, top: Pairs, bottom: Pairs, noise: float) -> dict[str, Any]:
-    rule = probing.quadrature
-    assert rule is not None
-    share = probing.free / n
-    weights = rule.weights * share
-    before = gauss(shortened(rule.tridiagonals))
-    coarse = (before.nodes, before.weights * share)
+def _ends(found: Extremes, pairs: tuple[Pairs, Pairs], probing: Probing) -> tuple[float, float]:
+    """Between which all eigenvalues lie: the outermost pairs with their residuals, and what the probes have seen."""
+    top, bottom = pairs
+    low = [found.ritz_values[0], probing.seen[0], *(bottom.value - bottom.residual)[:1]]
+    high = [found.ritz_values[-1], probing.seen[1], *(top.value + top.residual)[:1]]
+    return float(min(low)), float(max(high))
+
+
+def _density_fields(
+    n: int,
+    probing: Probing,
+    known: Known,
+    listed: tuple[Pairs, Pairs],
+    ends: tuple[float, float],
+    errors: tuple[float, float],
+    settings: SpectrumSettings,
+) -> dict[str, Any]:
+    """The density and all that it is made of. `errors`: of the products, and the floor below which λ counts as zero."""
     order = np.argsort(known.value, kind="stable")
+    exact, exact_residual = known.value[order], known.residual[order]
+    rule, nothing = probing.quadrature, np.zeros((0, 0))
+    node, weight, residual = (
+        (nothing,) * 3 if rule is None else (rule.nodes, rule.weights * (probing.free / n), rule.residuals)
+    )
+    bracket = brackets(node, weight, residual, _ends_of_rest(ends, probing.seen, exact, exact_residual))
+    measure = Measure(node, weight, *bracket, residual, exact, exact_residual, ends, n, errors[0])
+    top, bottom = listed
     marked = _marks(np.concatenate([top.value, bottom.value]), known.value)
-    return {
-        **vars(spectral_density(rule.nodes, weights, known.value, n, coarse, noise)),
-        "node": rule.nodes,
-        "weight": weights,
+    fields = {
+        **vars(density_of(measure, errors[1], settings.density_width)),
         "deflated": marked[: len(top.value)],
         "deflated_bottom": marked[len(top.value) :],
-        "deflated_value": known.value[order],
-        "deflated_residual": known.residual[order],
+        "deflated_value": exact,
+        "deflated_residual": exact_residual,
     }
+    if rule is not None:
+        fields |= {"node": node, "weight": weight, "node_residual": residual}
+        fields |= {"node_low": bracket[0], "node_high": bracket[1]}
+    return fields
+
+
+def _ends_of_rest(
+    ends: tuple[float, float], seen: tuple[float, float], exact: np.ndarray, residual: np.ndarray
+) -> tuple[float, float]:
+    """Ends of what the probes see: up to the pairs taken out next to it."""
+    above, below = exact >= seen[1], exact <= seen[0]
+    high = float((exact + residual)[above].min(initial=ends[1]))
+    return float((exact - residual)[below].max(initial=ends[0])), high
 
 
 def _marks(listed: np.ndarray, taken: np.ndarray) -> np.ndarray:

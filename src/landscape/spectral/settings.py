@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -29,6 +30,8 @@ class SpectrumSettings:
         rtol: a pair is converged when its residual is at most max(rtol |λ|, τ).
         tau: floor, relative to max |λ|, below which an eigenvalue counts as zero.
         density: whether to estimate the spectral density and the negative part's upper bounds.
+        density_width: standard deviation in λ of a Gaussian to smooth the density with, as papers draw it; None: cells
+            as fine as is resolved.
         probes, steps: of the stochastic Lanczos quadrature.
         max_products: limit for everything but the dense solution, the layers and the sampling error.
         exact: True forces the dense float64 solution, False forbids it, None decides by measured cost.
@@ -49,6 +52,7 @@ class SpectrumSettings:
     rtol: float = 1e-3
     tau: float = 1e-6
     density: bool = True
+    density_width: float | None = None
     probes: int = 8
     steps: int = 80
     max_products: int | None = None
@@ -75,6 +79,12 @@ class SpectrumSettings:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise UsageError(f"--{name.replace('_', '-')} is {value}; it must be at least 1")
+        if self.density_width is not None and not (self.density and 0 < self.density_width < math.inf):
+            raise UsageError(
+                f"--density-width is {self.density_width}"
+                + ("; it must be a positive number" if self.density else ", but --no-density asks for none"),
+                "give the standard deviation in units of the eigenvalues, such as --density-width 0.01",
+            )
         for name in ("rtol", "tau"):
             if not 0 <= getattr(self, name) < 1:
                 raise UsageError(f"--{name} is {getattr(self, name)}; it must lie in [0, 1)")
@@ -83,7 +93,10 @@ class SpectrumSettings:
 
     def as_dict(self) -> dict[str, Any]:
         """Plain types, for identities and files."""
-        return {**asdict(self), "params": list(self.params)}
+        plain = {**asdict(self), "params": list(self.params)}
+        if self.density_width is None:  # so that results of before this option are the same results
+            del plain["density_width"]
+        return plain
 
     @property
     def extreme_products(self) -> int:
