@@ -160,14 +160,14 @@ def liar(kind: str, seed: int) -> Problem:
 
 
 @pytest.mark.parametrize("kind", ["backward", "surrogate", "detached", "hook", "clipping"])
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("seed", range(2))
 def test_a_gradient_that_is_not_that_of_the_loss_is_said_and_placed(kind: str, seed: int) -> None:
     with pytest.raises(ProblemError, match=r"gradient is not the derivative of this loss because of '1'"):
         trusted(build_objective(liar(kind, seed)), "hessian", seed)
 
 
 @pytest.mark.parametrize("kind", ["mixed", "weight_norm"])
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("seed", range(2))
 def test_an_asymmetric_operator_is_never_certified(kind: str, seed: int) -> None:
     where = r"'1(\.parametrizations\.weight\.0)?'"
     with pytest.raises(ProblemError, match=rf"Hessian is not that of this loss because of {where} .*u·Hv"):
@@ -177,7 +177,7 @@ def test_an_asymmetric_operator_is_never_certified(kind: str, seed: int) -> None
             spectrum(liar(kind, seed), exact=exact)
 
 
-@pytest.mark.parametrize("exact", [True, False])
+@pytest.mark.parametrize("exact", [True, pytest.param(False, marks=pytest.mark.slow)])
 def test_forward_mode_takes_over_where_only_reverse_mode_is_wrong(exact: bool) -> None:
     problem = liar("second", 0)
     found = spectrum(problem, exact=exact, precision="float64", top=3, bottom=3, density=False)
