@@ -43,7 +43,8 @@ class LastPlaces(TorchDispatchMode):  # type: ignore[no-untyped-call,unused-igno
         if name in EXACT or getattr(func, "is_view", False):
             return result
         for part in result if isinstance(result, tuple | list) else (result,):
-            if isinstance(part, Tensor) and part.is_floating_point() and part.numel():
+            # A tangent of zero has no memory: torch crashes where it is written to.
+            if isinstance(part, Tensor) and part.is_floating_point() and part.numel() and not part._is_zerotensor():
                 self._nudge(part)
         return result
 
