@@ -155,8 +155,9 @@ def lies(r: Spectrum, truth: Truth) -> dict[str, dict[str, Any]]:
     assert r.density is not None
     assert r.layer_top is not None
     assert r.layer_bottom is not None
+    assert r.grid is not None
     outside = np.full_like(r.density, 1.0)
-    grid = np.linspace(5 * truth.scale, 6 * truth.scale, len(outside))
+    shifted = r.grid + far
     return {
         "top residual": {"top_value": r.top_value + far},
         "bottom residual": {"bottom_value": r.bottom_value - far},
@@ -175,7 +176,8 @@ def lies(r: Spectrum, truth: Truth) -> dict[str, dict[str, Any]]:
         "nodes within the ends": {"node": r.node - far},
         "weights sum to the rest": {"weight": 0.9 * r.weight},
         "density integrates to 1": {"density": 1.1 * r.density},
-        "no density beyond the ends": {"grid": grid, "density_low": outside},
+        "no density beyond the ends": {"grid": shifted},
+        "cells reach both ends": {"grid": shifted},
         "density over an interval": {"density_low": 1e9 * outside, "density_high": 1e9 * outside},
         "layer top residual": {"layer_top": r.layer_top + far},
         "layer bottom residual": {"layer_bottom": r.layer_bottom - far},
