@@ -1,7 +1,7 @@
 """The bar of the project: every eigenvalue within its residual, every interval at its stated rate.
 
-Over 200 random problems, planted quadratics of many kinds and small nets, in float32 and float64; the truth is the
-dense float64 Hessian of the same (rounded) problem.
+Over a hundred random problems, planted quadratics of many kinds and small nets, in float32 and float64; the truth is
+the dense float64 Hessian of the same (rounded) problem.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from landscape.results import Spectrum
 from landscape.spectral.settings import SpectrumSettings
 from spectra import cell_counts
 
-PROBLEMS = 200
+PROBLEMS = 100
 # Solved in two halves, so that two processes can share them.
 HALF = PROBLEMS // 2
 

@@ -113,11 +113,11 @@ def random_split(seed: int) -> tuple[Problem, str, Split]:
 
 
 @pytest.mark.slow
-def test_index_and_nullity_of_a_thousand_random_splits() -> None:
+def test_index_and_nullity_of_random_splits() -> None:
     """Exact, but where an eigenvalue comes so near to zero that no count is meant (skipped, and few)."""
     checked = skipped = 0
-    for seed in range(2000):
-        if checked == 1000:
+    for seed in range(600):
+        if checked == 300:
             break
         problem, layer, split = random_split(seed)
         if min(abs(s) for s in split.shares) < 0.05:
@@ -140,8 +140,8 @@ def test_index_and_nullity_of_a_thousand_random_splits() -> None:
             assert count[1] - count[0] == getattr(theory, name), (seed, name, split)
         assert float(wide[0]) <= theory.lowest + 1e-10
         checked += 1
-    assert checked == 1000
-    assert skipped < 250
+    assert checked == 300
+    assert skipped < 75
 
 
 @given(st.floats(-3, 3), st.integers(0, 10**6))
