@@ -79,7 +79,7 @@ def negative_checks(r: Spectrum, truth: Truth) -> list[Check]:
         said = f"[{low}, {high}] below -{tau:.3g}, true {fewest}" + (f" to {most}" if most > fewest else "")
         checks.append(Check("count, low end", CERTAIN, low > most, 0.0, said))
         checks.append(Check(f"count, high end, floor {i + 1}", LIKELY, high < fewest, (high - low) / n, said))
-        if r.negative_count_exact is not None:
+        if r.negative_count_exact is not None and np.isfinite(r.negative_count_exact[i]):
             exact = int(r.negative_count_exact[i])
             checks.append(Check("exact count", CERTAIN, not fewest <= exact <= most, 0.0, f"{exact}, {said}"))
         if total > 0:

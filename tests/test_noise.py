@@ -183,3 +183,22 @@ def test_products_that_round_to_zero_are_no_certain_zero() -> None:
     truth = softmax_hessian(x.double(), z)
     objective = build_objective(problem)
     assert off(objective, truth) <= product_error(objective, "hessian", 0)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_masks_of_minus_infinity_are_constants(seed: int) -> None:
+    """As attention has them: what is repeated with other last places stays finite, and small."""
+    generator = torch.Generator().manual_seed(seed)
+    length = int(torch.randint(2, 6, (), generator=generator))
+    mask = torch.triu(torch.full((length, length), -torch.inf, dtype=torch.float64), 1)
+
+    def masked(model: nn.Module, batch: tuple[Tensor, Tensor]) -> tuple[Tensor, int]:
+        x, y = batch
+        scores = model(x) @ x.transpose(1, 2) + mask.to(x)
+        return ((scores.softmax(-1) @ x - y).square().sum()), len(x)
+
+    data = [torch.randn(7, length, 3, generator=generator, dtype=torch.float64) for _ in range(2)]
+    objective = build_objective(Problem(nn.Linear(3, 3).double(), [tuple(data)], masked))
+    for operator in ("hessian", "residual"):
+        error = product_error(objective, operator, seed)
+        assert 0 < error < 1e-9, f"seed {seed}, {operator}: {error}"

@@ -51,8 +51,8 @@ class LastPlaces(TorchDispatchMode):  # type: ignore[no-untyped-call,unused-igno
     def _nudge(self, tensor: Tensor) -> None:
         signs = torch.empty(tensor.shape, dtype=tensor.dtype, device=tensor.device)
         signs.bernoulli_(0.5, generator=self._generator(tensor.device)).sub_(0.5)
-        # in place: the result of an in-place operation must stay itself
-        tensor.addcmul_(tensor, signs, value=2 * torch.finfo(tensor.dtype).eps)
+        # In place: the result of an in-place operation must stay itself. By a factor: a mask's −inf must, too.
+        tensor.mul_(signs.mul_(2 * torch.finfo(tensor.dtype).eps).add_(1))
 
     def _generator(self, device: torch.device) -> torch.Generator:
         if device not in self._generators:

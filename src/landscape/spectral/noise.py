@@ -15,7 +15,7 @@ from landscape.arithmetic import is_out_of_memory, strict_arithmetic
 from landscape.batches import length_of, rechunk
 from landscape.curvature import builder_of
 from landscape.diagnosis.blame import FORWARD
-from landscape.errors import ProblemError
+from landscape.errors import NumericalError, ProblemError
 from landscape.linalg.probes import sphere
 from landscape.memory import release_cached
 from landscape.objective import Objective
@@ -97,6 +97,11 @@ def _product_error(objective: Objective, operator: str, seed: int, chunk: int, r
         errors.append(measured.errors(worst, rest))
     accumulated = float(torch.finfo(whole.dtype).eps) * sum(sizes)
     error = measured.safety * max(errors) + accumulated + measured.floor(scale)
+    if not error < float("inf"):
+        raise NumericalError(
+            "products that differ in rounding only differ without bound: something in the model overflows",
+            "`landscape doctor` looks for the layer",
+        )
     measured.require_symmetric(x, y, error)
     return float(objective.ranks.total(error))
 
