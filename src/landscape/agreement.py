@@ -14,6 +14,7 @@ from landscape.errors import LandscapeError, NumericalError
 from landscape.graph import fixed_rows
 from landscape.objective import Objective
 from landscape.problem import Batch
+from landscape.rounding import LastPlaces
 
 # Samples that are compared, from at most so many batches.
 SAMPLES, PLACES = 64, 8
@@ -123,10 +124,14 @@ class Differences:
         return self._moved(self.start + step * self.direction, function)
 
     def noise(self, function: Callable[[], Tensor]) -> float:
-        """How much one last place of every parameter changes a function."""
+        """How much one last place of every parameter, or of every result on the way, changes a function."""
         eps = torch.finfo(self.start.dtype).eps
         ends = [self._moved(self.start * (1 + s * eps * self.direction.sign()), function) for s in (1, -1)]
-        return float((ends[0] - ends[1]).norm())
+        wobbles = [float((ends[0] - ends[1]).norm())]
+        for seed in range(2):
+            with LastPlaces(seed):
+                wobbles.append(float((function() - (ends[0] + ends[1]) / 2).norm()))
+        return max(wobbles)
 
     def sides(self, function: Callable[[], Tensor], centre: Tensor) -> Sides:
         def both(step: float) -> tuple[Tensor, Tensor]:

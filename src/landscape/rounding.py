@@ -22,6 +22,8 @@ EXACT = frozenset({
     "zeros_like",
 })
 # fmt: on
+# Their rounding is that of 1, whatever the result: inside is the logarithm of a sum that is 1 or more.
+ABSOLUTE = frozenset({"_log_softmax"})
 
 
 class LastPlaces(TorchDispatchMode):  # type: ignore[no-untyped-call,unused-ignore]
@@ -45,14 +47,16 @@ class LastPlaces(TorchDispatchMode):  # type: ignore[no-untyped-call,unused-igno
         for part in result if isinstance(result, tuple | list) else (result,):
             # A tangent of zero has no memory: torch crashes where it is written to.
             if isinstance(part, Tensor) and part.is_floating_point() and part.numel() and not part._is_zerotensor():
-                self._nudge(part)
+                # In place: the result of an in-place operation must stay itself. By a factor: a mask's −inf must, too.
+                part.mul_(self._signed_eps(part).add_(1))
+                if name in ABSOLUTE:
+                    part.add_(self._signed_eps(part))
         return result
 
-    def _nudge(self, tensor: Tensor) -> None:
-        signs = torch.empty(tensor.shape, dtype=tensor.dtype, device=tensor.device)
-        signs.bernoulli_(0.5, generator=self._generator(tensor.device)).sub_(0.5)
-        # In place: the result of an in-place operation must stay itself. By a factor: a mask's −inf must, too.
-        tensor.mul_(signs.mul_(2 * torch.finfo(tensor.dtype).eps).add_(1))
+    def _signed_eps(self, like: Tensor) -> Tensor:
+        signs = torch.empty(like.shape, dtype=like.dtype, device=like.device)
+        signs.bernoulli_(0.5, generator=self._generator(like.device)).sub_(0.5)
+        return signs.mul_(2 * torch.finfo(like.dtype).eps)
 
     def _generator(self, device: torch.device) -> torch.Generator:
         if device not in self._generators:
