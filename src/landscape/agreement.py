@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 
 import torch
 from torch import Tensor
@@ -129,7 +130,7 @@ class Differences:
         ends = [self._moved(self.start * (1 + s * eps * self.direction.sign()), function) for s in (1, -1)]
         wobbles = [float((ends[0] - ends[1]).norm())]
         for seed in range(2):
-            with LastPlaces(seed):
+            with suppress(RuntimeError, NotImplementedError), LastPlaces(seed):  # torch.func in a loss may not bear it
                 wobbles.append(float((function() - (ends[0] + ends[1]) / 2).norm()))
         return max(wobbles)
 

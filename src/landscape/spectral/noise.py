@@ -30,7 +30,7 @@ LARGEST, DRAWN = 2, 4
 TURNS = 2
 # Vectors differ among themselves; four times the largest error seen covers them (tests/test_noise.py). A repetition
 # with other last places shows the size of rounding, not its most.
-SAFETY, SAFETY_REPEATED = 4.0, 4.0
+SAFETY = 4.0
 # In units of eps · ‖Hv‖: the least that is claimed of arithmetic that is compared with itself only.
 FLOAT64_ULPS = 64.0
 FALLBACK_ULPS = 256.0
@@ -96,7 +96,7 @@ def _product_error(objective: Objective, operator: str, seed: int, chunk: int, r
     if worst is not None:
         errors.append(measured.errors(worst, rest))
     accumulated = float(torch.finfo(whole.dtype).eps) * sum(sizes)
-    error = measured.safety * max(errors) + accumulated + measured.floor(scale)
+    error = SAFETY * max(errors) + accumulated + measured.floor(scale)
     if not error < float("inf"):
         raise NumericalError(
             "products that differ in rounding only differ without bound: something in the model overflows",
@@ -165,10 +165,6 @@ class _Measured:
         self._truth, self._repeated = self._other(repeat)
         self._seen: dict[int, tuple[Tensor, list[Tensor], list[Tensor]]] = {}
         self.size = 0.0
-
-    @property
-    def safety(self) -> float:
-        return SAFETY_REPEATED if self._repeated else SAFETY
 
     def floor(self, scale: float) -> float:
         """The least error that is claimed, for products of this size."""
