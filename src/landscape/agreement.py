@@ -19,6 +19,8 @@ from landscape.rounding import LastPlaces
 
 # Samples that are compared, from at most so many batches.
 SAMPLES, PLACES = 64, 8
+# Where samples are large: so many of those whose gradient fits, since ways in float64 take several times as much.
+WIDE, FEWEST = 4, 4
 # Batches on which ways are compared: tracing one costs up to a second.
 COMPARED = 2
 # Two right ways differ by rounding; wrong ones by 1e-3 and more. In float64, where a network may still cast inside.
@@ -48,7 +50,10 @@ class RefusedError(Exception):
 def few(objective: Objective, places: int = PLACES) -> Objective:
     """The sums over a few samples from everywhere in the data, still divided by the count of all; no weight decay."""
     batches = objective.batches
-    return objective.sampled(spread(batches, SAMPLES, places) if objective.cuttable else _smallest(batches))
+    if not objective.cuttable:
+        return objective.sampled(_smallest(batches))
+    fitting = SAMPLES if objective.at_once is None else max(FEWEST, objective.at_once // WIDE)
+    return objective.sampled(spread(batches, min(SAMPLES, fitting), places))
 
 
 def spread(batches: Sequence[Batch], samples: int, most: int) -> list[Batch]:

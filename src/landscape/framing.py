@@ -138,7 +138,14 @@ def make_frame(
 def _objective(problem: Problem, used: list[Batch], settings: SliceSettings) -> Objective:
     own = next(iter(trainable(problem.model).values())).dtype
     device = resolve_device(settings.device)
-    objective = build_objective(problem, batches=used, device=device, dtype=settings.dtype(own))
+    objective = build_objective(
+        problem,
+        batches=used,
+        device=device,
+        dtype=settings.dtype(own),
+        batch_size=settings.batch_size,
+        memory=settings.memory,
+    )
     if "accuracy" in settings.measured:
         check_classes(objective)
     return objective

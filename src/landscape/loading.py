@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from landscape.batchnorm import BATCHNORM
 from landscape.checkpoint import Checkpoint, read_checkpoint
 from landscape.errors import CheckpointError, LandscapeError, ProblemError, UsageError
 from landscape.fitting import load_into
@@ -48,6 +49,7 @@ def load_problem(
     settings: Mapping[str, Any] = _NO_SETTINGS,
     data: str | None = None,
     loss: str | None = None,
+    batchnorm: str | None = None,
 ) -> Loaded:
     """The problem of a checkpoint: from the user's function, else from the file's own header, else exported.
 
@@ -59,6 +61,7 @@ def load_problem(
         settings: arguments of that function by name; texts are read as Python literals where they are ones.
         data: an .npz file with arrays `inputs` and `targets`: for exported programs, or instead of a header's data.
         loss: name of a built-in loss: for exported programs, or instead of a header's.
+        batchnorm: eval | batch, see `Problem`; None: as the problem has it.
 
     Raises:
         UsageError: the arguments do not fit together, or name what does not exist.
@@ -66,6 +69,19 @@ def load_problem(
         ProblemError: the user's function fails, or the data is unusable.
     """
     found = checkpoint if isinstance(checkpoint, Checkpoint) else read_checkpoint(checkpoint)
+    if batchnorm not in (None, *BATCHNORM):
+        raise UsageError(f"--batchnorm {batchnorm!r} does not exist", f"choose {' or '.join(BATCHNORM)}")
+    loaded = _loaded(found, problem, settings, data, loss)
+    if batchnorm is None or batchnorm == loaded.problem.batchnorm:
+        return loaded
+    made_by = loaded.problem_identity | {"batchnorm": batchnorm}
+    ready = dataclasses.replace(loaded.problem, batchnorm=batchnorm)
+    return dataclasses.replace(loaded, problem=ready, problem_identity=made_by)
+
+
+def _loaded(
+    found: Checkpoint, problem: str | None, settings: Mapping[str, Any], data: str | None, loss: str | None
+) -> Loaded:
     if problem is not None:
         return _from_function(found, problem, settings, data, loss)
     if settings:

@@ -28,6 +28,8 @@ _UNITS = {
 }
 # The part of free memory that an analysis may take unasked.
 DEFAULT_SHARE = 0.6
+# The part of what a user's limit leaves that kept graphs may take.
+LIMIT_KEPT = 0.3
 # How many workers of ours share each GPU, said by the process that starts them.
 SHARERS = "LANDSCAPE_WORKERS_PER_GPU"
 
@@ -73,9 +75,10 @@ def sharers_of_gpu() -> int:
 
 
 def keep_budget(device: torch.device, reserve: int, limit: int | None = None) -> float:
-    """Bytes for kept graphs: what is usable, less what else will be needed, at least a tenth."""
+    """Bytes for kept graphs: what is usable, less what else will be needed, at least a tenth; of a user's limit a part,
+    since passes over chunks that are not kept, and what an allocator does not give back, need the rest."""
     usable = usable_bytes(device, limit)
-    return max(0.1 * usable, usable - reserve)
+    return max(0.1 * usable, (usable if limit is None else LIMIT_KEPT * usable) - reserve)
 
 
 def allocated(device: torch.device) -> int:
@@ -115,10 +118,10 @@ def synchronise(device: torch.device) -> None:
 
 
 class SavedBytes:
-    """Bytes kept alive by autograd graphs built inside `count_saved`, each storage once."""
+    """Bytes kept alive by autograd graphs built inside `count_saved`, each storage once, and the largest storage."""
 
     def __init__(self) -> None:
-        self.total = 0
+        self.total = self.largest = 0
 
 
 @contextmanager
@@ -134,6 +137,7 @@ def count_saved(ignore: tuple[Tensor, ...] = ()) -> Iterator[SavedBytes]:
             seen.add(storage.data_ptr())
             kept.append(tensor)
             counter.total += storage.nbytes()
+            counter.largest = max(counter.largest, storage.nbytes())
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):

@@ -12,7 +12,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from landscape.arithmetic import is_out_of_memory, strict_arithmetic, without_cudnn
 from landscape.batches import (
@@ -26,11 +25,13 @@ from landscape.batches import (
     take,
     tensors_of,
 )
-from landscape.errors import NumericalError, ProblemError
+from landscape.batchnorm import batchnorm_statistics, refuse_batch_statistics, take_batch_statistics
+from landscape.errors import NumericalError, ProblemError, UsageError
 from landscape.graph import SCALED, reaches
 from landscape.memory import release_cached
 from landscape.moving import moved_model, refuse_complex, require_same_loss, require_unchanged
 from landscape.parameters import Layout, layout_of, select, trainable
+from landscape.passes import samples_at_once
 from landscape.problem import Batch, LossFunction, Problem
 from landscape.ranks import ALONE, Ranks
 
@@ -55,6 +56,7 @@ class Objective:
         cuttable: whether batches may be cut into smaller ones (the loss is a sum over samples).
         ranks: the processes that share the data; `batches` are this one's, sums and `count` are over all.
         arithmetic: strict | tf32 | bf16, of products; see `lowered`. strict_loss: the loss before that.
+        at_once: samples whose gradient fits into one pass, see `passes`; None: all of them.
         refused: modes ("reverse", "forward") whose products are wrong for this model -> why.
     """
 
@@ -71,6 +73,7 @@ class Objective:
     arithmetic: str = "strict"
     strict_loss: LossFunction | None = None
     refused: Mapping[str, str] = field(default_factory=dict)
+    at_once: int | None = None
 
     @property
     def parameters(self) -> tuple[Tensor, ...]:
@@ -239,6 +242,8 @@ def build_objective(
     device: torch.device | str = "cpu",
     dtype: torch.dtype | None = None,
     ranks: Ranks = ALONE,
+    batch_size: int | None = None,
+    memory: int | None = None,
 ) -> Objective:
     """Copy the model, bring the data to the device, check that the loss is a fixed function of θ.
 
@@ -248,10 +253,13 @@ def build_objective(
         params: glob patterns of the parameters to differentiate by; all trainable ones if empty.
         device, dtype: where and in which arithmetic; dtype defaults to the model's own, at least float32.
         ranks: the processes that share the data; each passes all of it and keeps its shard.
+        batch_size: most samples a pass, also of a loss that is not known to be a sum over samples; None: as many as
+            fit, where the loss may be cut.
+        memory: bytes that the process may use, if the user has said so.
 
     Raises:
         ProblemError: bad data, a loss that is not (sum, count), a model that answers differently twice.
-        UsageError: a pattern of `params` matches nothing.
+        UsageError: a pattern of `params` matches nothing; `batch_size` would cut the batches of batch statistics.
         NumericalError: the loss at the checkpoint is NaN or Inf.
     """
     device = torch.device(device)
@@ -264,7 +272,7 @@ def build_objective(
     # The checks may draw random numbers (functional dropout, before it is refused): not at the caller's cost.
     with strict_arithmetic(), torch.random.fork_rng(devices=generators):
         model = without_cudnn(moved_model(problem.model, device, dtype).eval())
-        _refuse_batch_statistics(model)
+        take_batch_statistics(model) if problem.batchnorm == "batch" else refuse_batch_statistics(model)
         names = tuple(trainable(model))
         chosen = select(names, params) if params else names
         layout = _require(model, chosen)
@@ -272,26 +280,29 @@ def build_objective(
         _refuse_scaled(model)
         everything = read_batches(problem) if batches is None else batches
         moved = [move(b, device, dtype) for b in ranks.shard(everything, problem.per_sample)]
+        if batch_size is not None:
+            if batchnorm_statistics(model) == "batch":
+                raise UsageError(
+                    "--batch-size would change the loss: with --batchnorm batch, statistics are those of whole batches",
+                    "leave --batch-size out, and give the data in batches of the size that training had",
+                )
+            moved = rechunk(moved, max(1, batch_size))
+        at_once = samples_at_once(model, loss, moved, memory) if problem.per_sample else None
+        if at_once is not None:
+            moved = rechunk(moved, at_once)
         piece = slice(0, CHECKED if problem.per_sample else None)
         few = take(moved[0], piece) if problem.per_sample else moved[0]
         in_portions(lambda b: _check_fixed(model, loss, b), few, problem.per_sample)
         if (own, first.device.type) != (dtype, device.type):
             given = ranks.shard(everything, problem.per_sample)[0]
-            _compare_own(problem, model, take(given, piece) if problem.per_sample else given, few)
+            if problem.per_sample or batch_size is not None:
+                given = take(given, slice(0, length_of(few)))
+            _compare_own(problem, model, given, few)
         _require_reached(model, loss, moved, chosen, problem.per_sample)
         count = _total_count(model, loss, moved, ranks, problem.per_sample)
         require_unchanged(problem.model, model)
-    return Objective(model, loss, moved, chosen, layout, count, problem.weight_decay, names, problem.per_sample, ranks)
-
-
-def _refuse_batch_statistics(model: nn.Module) -> None:
-    """BatchNorm without running statistics mixes the samples of a batch: the loss would depend on how data are cut."""
-    for name, module in model.named_modules():
-        if isinstance(module, _BatchNorm) and module.running_mean is None:
-            raise ProblemError(
-                f"{name!r} is a BatchNorm without running statistics, so the loss depends on how the data are batched",
-                "make it with track_running_stats=True, or use GroupNorm or InstanceNorm",
-            )
+    cuttable, decay = problem.per_sample, problem.weight_decay
+    return Objective(model, loss, moved, chosen, layout, count, decay, names, cuttable, ranks, at_once=at_once)
 
 
 def _compare(loss: LossFunction, before: nn.Module, after: nn.Module, here: Batch, there: Batch) -> None:
@@ -311,6 +322,8 @@ def _compare(loss: LossFunction, before: nn.Module, after: nn.Module, here: Batc
 def _compare_own(problem: Problem, model: nn.Module, given: Batch, moved: Batch) -> None:
     """As `_compare`, for the user's own model: on the data as given, or in its dtype, if it runs on either."""
     own = copy.deepcopy(problem.model).eval()
+    if problem.batchnorm == "batch":
+        take_batch_statistics(own)
     first = next(iter(trainable(own).values()))
     for batch in (given, move(given, first.device, first.dtype.to_real() if first.is_complex() else first.dtype)):
         runs = False

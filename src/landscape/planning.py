@@ -27,9 +27,13 @@ WORTH_PLANNING = 2.0
 LINEARIZE_PAYS_FROM = {"cpu": 20.0, "cuda": 3.0}
 # Linearisations keep 2.3–5.4 times the bytes of the gradient's graph.
 LINEARIZED_BYTES = 3
+# Tracing needs a part of PyTorch that takes some 150 MB to import, and several graphs at once.
+LINEARIZE_ROOM = 5e8
 # The graph of a chunk should stay in a CPU's cache, and fill a GPU; a chunk should also outweigh the parameters.
 CHUNK_BYTES = {"cpu": 8e6, "cuda": 1e9}
 PARAMETER_SHARE = 4
+# Of the budget: what a product has alive beside a chunk's graph is several times as much.
+CHUNK_SHARE = 1 / 8
 FEWEST, PIECE = 32, 64
 # On a CPU several vectors a launch pay only where the launches themselves cost most of the time (seconds).
 LAUNCH_BOUND = 3e-3
@@ -202,7 +206,7 @@ class _Planner:
 
     def _linearized(self, best: Trial) -> Trial:
         """`linearize` is 1.2–1.3 times faster on convolutions, and what blocks are made of on a GPU."""
-        if self.job < LINEARIZE_PAYS_FROM.get(self.device.type, 20.0):
+        if self.job < LINEARIZE_PAYS_FROM.get(self.device.type, 20.0) or self.request.budget < LINEARIZE_ROOM:
             return best
         trial = self._tried(Way("linearize", "forward", best.way.block), "fell back: linearize (forward)")
         if trial is not None and self.referee.reverse:
@@ -222,6 +226,8 @@ class _Planner:
                 current = self._longest(self.objective)
                 size = even_size(largest, min(largest, max(FEWEST, round(factor * current))))
                 if (size - current) * (factor - 1) <= 0 or not self._affordable(4 * best.seconds * size / largest):
+                    break
+                if best.held * size / current > CHUNK_SHARE * self.request.budget:
                     break
                 before, self.objective = self.objective, self.whole.with_chunks(size)
                 trial = self._tried(best.way)

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from landscape.batchnorm import BATCHNORM, batchnorm_statistics
 from landscape.errors import ProblemError, UsageError
 from landscape.parameters import trainable
 
@@ -33,6 +34,8 @@ class Problem:
             summed over outputs, per sample), or a callable `loss(model, batch) -> (sum, count)`: the *sum* of
             the per-sample losses and their number, never a mean; this makes ragged batches and token weights exact.
         weight_decay: coefficient of ½‖θ‖² over all trainable parameters.
+        batchnorm: "eval": BatchNorm normalises by its running statistics; "batch": by those of each batch of `data`,
+            through which derivatives go as well, as in training. Batches are then never cut.
 
     Raises:
         ProblemError: what cannot be analysed, with the reason: a TorchScript model, a one-shot iterator, a
@@ -43,6 +46,7 @@ class Problem:
     data: tuple[Tensor, Tensor] | Iterable[Batch]
     loss: str | LossFunction
     weight_decay: float = 0.0
+    batchnorm: str = "eval"
 
     def __post_init__(self) -> None:
         _check_model(self.model)
@@ -60,6 +64,8 @@ class Problem:
             )
         if not self.weight_decay >= 0:
             raise ProblemError(f"weight_decay is {self.weight_decay}; it must be zero or positive")
+        if self.batchnorm not in BATCHNORM:
+            raise ProblemError(f"batchnorm is {self.batchnorm!r}", f"choose one of {', '.join(BATCHNORM)}")
 
     @property
     def loss_function(self) -> LossFunction:
@@ -69,7 +75,8 @@ class Problem:
     @property
     def per_sample(self) -> bool:
         """Whether the loss is known to be a sum over samples, so that batches may be cut and joined freely."""
-        return isinstance(self.loss, str)
+        mixed = self.batchnorm == "batch" and batchnorm_statistics(self.model) is not None
+        return isinstance(self.loss, str) and not mixed
 
 
 def _check_model(model: object) -> None:
@@ -144,7 +151,7 @@ def at_point(problem: Problem, point: Tensor | Mapping[str, Tensor] | None) -> P
             model.load_state_dict(point)
         except RuntimeError as error:
             raise UsageError(f"the point does not fit the model: {' '.join(str(error).split())[:300]}") from error
-    return Problem(model, problem.data, problem.loss, problem.weight_decay)
+    return replace(problem, model=model)
 
 
 def is_pair(data: object) -> bool:

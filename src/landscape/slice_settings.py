@@ -83,7 +83,7 @@ class SliceSettings:
             if metric not in METRICS:
                 raise UsageError(f"there is no metric {metric!r}", f"choose from {', '.join(METRICS[1:])}")
         if self.batchnorm not in BATCHNORM:
-            raise UsageError(f"--batchnorm {self.batchnorm!r} does not exist", f"choose {' or '.join(BATCHNORM)}")
+            raise UsageError(f"--batchnorm {self.batchnorm!r} does not exist", "choose eval, batch or recalibrate")
         if self.precision not in ("auto", "float32", "float64"):
             raise UsageError(f"there is no precision {self.precision!r} here", "choose auto, float32 or float64")
 

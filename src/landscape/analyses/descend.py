@@ -166,7 +166,9 @@ def _group(
 
     def objective_of(k: int) -> Objective | None:
         try:
-            return build_objective(problems[k], batches=used, device=device, dtype=settings.dtype)
+            return build_objective(
+                problems[k], batches=used, device=device, dtype=settings.dtype, memory=settings.memory
+            )
         except LandscapeError as error:
             finished(k, error)
             return None

@@ -112,7 +112,8 @@ def run_escape(
     tell = progress or (lambda stage, done, total: None)
     used, population = chosen(problem, settings.samples, settings.seed)
     full = population is None
-    objective = build_objective(problem, batches=used, device=resolve_device(settings.device), dtype=settings.dtype)
+    device = resolve_device(settings.device)
+    objective = build_objective(problem, batches=used, device=device, dtype=settings.dtype, memory=settings.memory)
     stack, theta = build_stack([problem], objective=objective, memory=settings.memory)
     half = SecondHalf()
     if settings.descend:

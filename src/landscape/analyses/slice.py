@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
+from landscape.batchnorm import batchnorm_statistics
 from landscape.framing import Beside, Frame, Progress, make_frame
 from landscape.pieces import FORGETFUL, Pieces
 from landscape.problem import Problem, at_point
@@ -124,7 +125,7 @@ def finish(frame: Frame, cells: Cells, seconds: float) -> Sliced:
     keep = plane.numel() <= KEPT_NUMBERS
     return Sliced(
         directions=settings.dirs,
-        batchnorm=settings.batchnorm,
+        batchnorm="batch" if batchnorm_statistics(frame.surface.objective.model) == "batch" else settings.batchnorm,
         strategy=frame.plan.strategy,
         line=grid.line,
         parameters=layout.total,

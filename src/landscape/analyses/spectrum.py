@@ -12,6 +12,7 @@ from torch import Tensor
 
 from landscape.arithmetic import resolve_device, resolve_dtype
 from landscape.batches import chosen
+from landscape.batchnorm import batchnorm_statistics
 from landscape.errors import NumericalError, ProblemError
 from landscape.objective import Objective, build_objective
 from landscape.operators import CurvatureOperator
@@ -76,7 +77,7 @@ def run_spectrum(
         objective, population = _objective(problem, settings, ranks)
         loss, gradient = objective.value_and_gradient()
         objective, doubts = trusted(objective, settings.operator, settings.seed)
-        doubts += _rounded(problem, objective)
+        doubts += [*_rounded(problem, objective), *_statistics(objective)]
         found, products, plan, dtype = _solve(objective, settings, tell, gradient)
     except NumericalError as error:
         error.partial = failed_spectrum(problem, settings, time.perf_counter() - start)
@@ -128,6 +129,8 @@ def _objective(problem: Problem, settings: SpectrumSettings, ranks: Ranks) -> tu
         device=resolve_device(settings.device),
         dtype=resolve_dtype(settings.precision, own),
         ranks=ranks,
+        batch_size=settings.batch_size,
+        memory=settings.memory,
     )
     return objective, population
 
@@ -138,6 +141,17 @@ def _rounded(problem: Problem, objective: Objective) -> list[str]:
     if not (own == torch.float64 and objective.dtype == torch.float32):
         return []
     return ["float64 weights and data were rounded to float32 first: all bounds are those of the rounded network"]
+
+
+def _statistics(objective: Objective) -> list[str]:
+    """Which statistics normalise: curvature may be ten times as large by running ones."""
+    said = {
+        "eval": "BatchNorm by its running statistics, as in eval mode; the loss that was trained is that of "
+        "--batchnorm batch, with data in batches of training's size",
+        "batch": "BatchNorm by the statistics of each batch of the data, through which derivatives go too",
+    }
+    used = batchnorm_statistics(objective.model)
+    return [said[used]] if used else []
 
 
 def _solve(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -116,14 +116,15 @@ def narrow_problem(problem: Problem, smooth: float | None) -> Problem:
     """The problem that is split: with softplus for ReLU if that was asked for."""
     if smooth is None:
         return problem
-    return Problem(smoothed(problem.model, smooth), problem.data, problem.loss, problem.weight_decay)
+    return replace(problem, model=smoothed(problem.model, smooth))
 
 
 def _narrow(problem: Problem, settings: WidenSettings) -> tuple[Objective, Problem, bool]:
     narrow = narrow_problem(problem, settings.smooth)
     batches, population = chosen(narrow, settings.samples, settings.seed)
-    narrow = Problem(narrow.model, batches, narrow.loss, narrow.weight_decay)
-    objective = build_objective(narrow, batches=batches, device=resolve_device(settings.device), dtype=torch.float64)
+    narrow = replace(narrow, data=batches)
+    device = resolve_device(settings.device)
+    objective = build_objective(narrow, batches=batches, device=device, dtype=torch.float64, memory=settings.memory)
     return objective, narrow, population is None
 
 
@@ -167,7 +168,7 @@ def _measured(
     for copies in sorted({len(s.shares) for s in splits}):
         members = [i for i, s in enumerate(splits) if len(s.shares) == copies]
         models = [widened(objective.model, hidden, [splits[i]]) for i in members]
-        problems = [Problem(m, objective.batches, narrow.loss, narrow.weight_decay) for m in models]
+        problems = [replace(narrow, model=m, data=objective.batches) for m in models]
         stack, theta = build_stack(problems, device=objective.device, memory=settings.memory)
         if stack.parameters > DENSE:
             raise ProblemError(
@@ -208,7 +209,7 @@ def _change(before: nn.Module, after: nn.Module, objective: Objective) -> float:
 def require_preserved(problem: Problem, before: nn.Module, after: nn.Module) -> None:
     """Check on the problem's data that two networks compute the same, in float64. Raises ProblemError."""
     batches = read_batches(problem)
-    narrow = Problem(before, batches, problem.loss, problem.weight_decay)
+    narrow = replace(problem, model=before, data=batches)
     objective = build_objective(narrow, batches=batches, dtype=torch.float64)
     _change(objective.model, after.to(torch.float64).eval(), objective)
 

@@ -73,7 +73,7 @@ def _own_problem(runs: Sequence[SweptRun], source: Source) -> list[str]:
                 "leave out --problem, --data and --loss, or name checkpoints without data of their own",
             )
         checkpoint = read_checkpoint(run.name, source.allow_globals)
-        loaded = load_problem(checkpoint, source.problem, source.sets, source.data, source.loss)
+        loaded = load_problem(checkpoint, source.problem, source.sets, source.data, source.loss, source.batchnorm)
         found.append(f"{loaded.problem_identity} {fingerprint(read_batches(loaded.problem))}")
     return sorted(set(found))
 
@@ -118,7 +118,7 @@ def _maker(path: Path, source: Source) -> Callable[[], Problem]:
         from landscape.loading import load_problem
 
         checkpoint = read_checkpoint(path, source.allow_globals)
-        return load_problem(checkpoint, source.problem, source.sets, source.data, source.loss).problem
+        return load_problem(checkpoint, source.problem, source.sets, source.data, source.loss, source.batchnorm).problem
 
     return made
 

@@ -28,6 +28,7 @@ def doctor(
     data: common.DataOption = None,
     loss: common.LossOption = None,
     allow_global: common.AllowGlobal = None,
+    batchnorm: common.BatchNorm = None,
     device: common.Device = "auto",
     samples: Annotated[int, typer.Option("--samples", help="Samples the checks use at most.")] = 256,
     seed: common.Seed = 0,
@@ -41,7 +42,7 @@ def doctor(
     from landscape.cli.targets import expand
 
     paths = expand(checkpoints)
-    arguments = (problem, common.parse_sets(sets), data, loss)
+    arguments = (problem, common.parse_sets(sets), data, loss, batchnorm)
     faulty, failures = 0, list[LandscapeError]()
     try:
         for path in paths:
@@ -72,7 +73,7 @@ def doctor(
 
 def _diagnose(
     path: str,
-    arguments: tuple[str | None, dict[str, str], str | None, str | None],
+    arguments: tuple[str | None, dict[str, str], str | None, str | None, str | None],
     allow_globals: tuple[str, ...],
     device: str,
     seed: int,

@@ -29,6 +29,7 @@ class Source:
     data: str | None = None
     loss: str | None = None
     allow_globals: tuple[str, ...] = ()
+    batchnorm: str | None = None
 
 
 @dataclass(frozen=True)
@@ -129,7 +130,7 @@ def load_job(source: Source, command: str, path: Path, place: Path, settings: Ma
     from landscape.loading import load_problem
 
     checkpoint = read_checkpoint(path, source.allow_globals)
-    loaded = load_problem(checkpoint, source.problem, source.sets, source.data, source.loss)
+    loaded = load_problem(checkpoint, source.problem, source.sets, source.data, source.loss, source.batchnorm)
     for note in loaded.notes:
         print_note(f"note: {note}", quiet)
     problem = dataclasses.replace(loaded.problem, data=read_batches(loaded.problem))

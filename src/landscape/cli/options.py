@@ -32,6 +32,14 @@ AllowGlobal = Annotated[
     list[str] | None,
     typer.Option("--allow-global", metavar="NAME", help="A class that a checkpoint may contain; repeatable."),
 ]
+BatchNorm = Annotated[
+    str | None,
+    typer.Option(
+        "--batchnorm",
+        help="BatchNorm's statistics: eval (running ones, the default) or batch (of each whole batch, as in training).",
+        show_default=False,
+    ),
+]
 Device = Annotated[str, typer.Option("--device", help="auto, cpu or cuda.")]
 Precision = Annotated[str, typer.Option("--precision", help="auto, float32, float64, tf32 or bf16.")]
 BatchSize = Annotated[

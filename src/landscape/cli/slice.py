@@ -34,8 +34,14 @@ def slice(
         typer.Option("--metric", help="accuracy, gradient_norm, lambda_max or lambda_min at every cell; repeatable."),
     ] = None,
     batchnorm: Annotated[
-        str, typer.Option("--batchnorm", help="fixed, or recalibrate: statistics estimated anew at every cell.")
-    ] = "fixed",
+        str | None,
+        typer.Option(
+            "--batchnorm",
+            help="eval: the checkpoint's statistics, the default; batch: those of each whole batch; recalibrate: "
+            "estimated anew at every cell.",
+            show_default=False,
+        ),
+    ] = None,
     trajectory: Annotated[
         list[str] | None,
         typer.Option(
@@ -68,6 +74,7 @@ def slice(
 
     Writes NAME.slice.h5, every few seconds while it runs: interrupted or killed, the same command goes on.
     """
+    from landscape.batchnorm import BATCHNORM
     from landscape.cli.jobs import Source
     from landscape.cli.slice_inputs import find_inputs
     from landscape.cli.slicing import Request, run_share, run_slices
@@ -82,7 +89,7 @@ def slice(
         points=numbers(points, "--points", int),
         repeat=repeat,
         metrics=tuple(m.replace("-", "_") for m in metric or ()),
-        batchnorm=batchnorm,
+        batchnorm="fixed" if batchnorm in (None, *BATCHNORM) else batchnorm,
         samples=samples,
         seed=seed,
         device=device,
@@ -90,7 +97,14 @@ def slice(
         batch_size=batch_size,
         memory=None if memory is None else parse_bytes(memory),
     )
-    source = Source(problem, common.parse_sets(sets), data, loss, tuple(allow_global or ()))
+    source = Source(
+        problem,
+        common.parse_sets(sets),
+        data,
+        loss,
+        tuple(allow_global or ()),
+        batchnorm if batchnorm in BATCHNORM else None,
+    )
     if workers < 1:
         raise UsageError(f"--workers is {workers}; it must be at least 1")
     leader = expand(checkpoints)[0] if shared else None

@@ -99,7 +99,7 @@ def _problem(path: Path, source: Source) -> Problem:
     from landscape.loading import load_problem
 
     checkpoint = _checkpoint(path, source.allow_globals)
-    return load_problem(checkpoint, source.problem, source.sets, source.data, source.loss).problem
+    return load_problem(checkpoint, source.problem, source.sets, source.data, source.loss, source.batchnorm).problem
 
 
 @cache

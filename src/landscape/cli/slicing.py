@@ -252,7 +252,7 @@ def _arguments(request: Request, job: Job) -> list[str]:
         ("--points", None if settings.points is None else "x".join(map(str, settings.points))),
         ("--repeat", settings.repeat),
         *(("--metric", m) for m in settings.metrics),
-        ("--batchnorm", settings.batchnorm),
+        ("--batchnorm", settings.batchnorm if settings.batchnorm != "fixed" else None),
         *(("--trajectory", p) for p in request.inputs.trajectory),
         *worker.source_options(request.source),
         ("--device", settings.device),

@@ -87,6 +87,7 @@ def spectrum(
     data: common.DataOption = None,
     loss: common.LossOption = None,
     allow_global: common.AllowGlobal = None,
+    batchnorm: common.BatchNorm = None,
     device: common.Device = "auto",
     precision: common.Precision = "auto",
     batch_size: common.BatchSize = None,
@@ -140,7 +141,7 @@ def spectrum(
     check_out(out)
     paths = expand(checkpoints)
     places = [result_path] if result_path is not None else result_paths(paths, out, "spectrum")
-    source = Source(problem, common.parse_sets(sets), data, loss, tuple(allow_global or ()))
+    source = Source(problem, common.parse_sets(sets), data, loss, tuple(allow_global or ()), batchnorm)
     request = _Request(settings, source, force, quiet)
     try:
         with interruptible():

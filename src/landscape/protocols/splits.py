@@ -7,7 +7,7 @@ several teachers too: the descents of small networks cost launches, and the last
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -110,7 +110,7 @@ def _empty(count: int, controls: int) -> Opened:
 
 def _wide(problem: Problem, objective: Objective, hidden: Hidden, split: Split) -> Problem:
     model = widened(objective.model, hidden, [split])
-    return Problem(model, objective.batches, problem.loss, problem.weight_decay)
+    return replace(problem, model=model, data=objective.batches)
 
 
 @dataclass

@@ -1,0 +1,36 @@
+"""Which statistics BatchNorm normalises by: running ones, or those of each batch, as in training."""
+
+from __future__ import annotations
+
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from landscape.errors import ProblemError
+
+BATCHNORM = ("eval", "batch")
+
+
+def batchnorm_statistics(model: nn.Module) -> str | None:
+    """Which statistics its BatchNorm uses in eval mode: "eval" (running ones), "batch", or None where it has none."""
+    norms = [module for module in model.modules() if isinstance(module, _BatchNorm)]
+    if not norms:
+        return None
+    return "batch" if all(module.running_mean is None for module in norms) else "eval"
+
+
+def take_batch_statistics(model: nn.Module) -> None:
+    """Have every BatchNorm take the statistics of its batch, as in training, also in eval mode, and change none."""
+    for module in model.modules():
+        if isinstance(module, _BatchNorm):
+            module.track_running_stats = False
+            module.running_mean = module.running_var = module.num_batches_tracked = None
+
+
+def refuse_batch_statistics(model: nn.Module) -> None:
+    """BatchNorm without running statistics mixes the samples of a batch: the loss would depend on how data are cut."""
+    for name, module in model.named_modules():
+        if isinstance(module, _BatchNorm) and module.running_mean is None:
+            raise ProblemError(
+                f"{name!r} is a BatchNorm without running statistics, so the loss depends on how the data are batched",
+                "add --batchnorm batch (statistics of each whole batch), or make it with track_running_stats=True",
+            )

@@ -1,0 +1,109 @@
+"""BatchNorm by running statistics or by those of each batch: which loss it is, and that its Hessian is right."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+import landscape
+from landscape.errors import ProblemError, UsageError
+from landscape.objective import build_objective
+from landscape.problem import Problem
+
+
+def convolutional(seed: int, **norm: Any) -> nn.Module:
+    torch.manual_seed(seed)
+    net = nn.Sequential(
+        nn.Conv1d(1, 2, 3),
+        nn.BatchNorm1d(2, **norm),
+        nn.Tanh(),
+        nn.Flatten(),
+        nn.Linear(8, 3),
+        nn.BatchNorm1d(3, **norm),
+    ).double()
+    if norm.get("track_running_stats", True):
+        net.train()
+        for _ in range(3):
+            net(torch.randn(9, 1, 6, dtype=torch.float64))
+    return net.eval()
+
+
+def batches(seed: int, sizes: tuple[int, ...] = (5, 7, 3)) -> list[tuple[Tensor, Tensor]]:
+    rng = torch.Generator().manual_seed(seed)
+    return [
+        (torch.randn(n, 1, 6, generator=rng, dtype=torch.float64), torch.randint(0, 3, (n,), generator=rng))
+        for n in sizes
+    ]
+
+
+def trained_loss(model: nn.Module, data: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, list[Tensor]]:
+    """The mean loss in train mode with its graph, and its parameters; running statistics of a copy move."""
+    import copy
+
+    copied = copy.deepcopy(model).train()
+    total = sum(F.cross_entropy(copied(x), y, reduction="sum") for x, y in data)
+    assert isinstance(total, Tensor)
+    return total / sum(len(y) for _, y in data), list(copied.parameters())
+
+
+def double_backward(loss: Tensor, parameters: list[Tensor]) -> Tensor:
+    slope = torch.cat([g.flatten() for g in torch.autograd.grad(loss, parameters, create_graph=True)])
+    rows = [
+        torch.cat([g.flatten() for g in torch.autograd.grad(s, parameters, retain_graph=True, materialize_grads=True)])
+        for s in slope
+    ]
+    return torch.stack(rows)
+
+
+@pytest.mark.parametrize("seed", range(2))
+@pytest.mark.parametrize("exact", [True, False])
+@pytest.mark.parametrize("tracked", [True, False])
+def test_batch_statistics_are_those_of_training(seed: int, exact: bool, tracked: bool) -> None:
+    model, data = convolutional(seed, track_running_stats=tracked), batches(seed)
+    before = {k: v.clone() for k, v in model.state_dict().items()}
+    found = landscape.spectrum(
+        Problem(model, data, "cross_entropy", batchnorm="batch"), exact=exact, top=3, bottom=2, density=False
+    )
+    loss, parameters = trained_loss(model, data)
+    truth = torch.linalg.eigvalsh(double_backward(loss, parameters)).flip(0).numpy()
+    assert abs(found.loss - loss.item()) <= 1e-12, f"seed {seed}"
+    for got, right, bound in zip(found.top_value, truth, found.top_residual, strict=False):
+        assert abs(got - right) <= bound + 1e-12 * truth[0], f"seed {seed}"
+    assert all(torch.equal(before[k], v) for k, v in model.state_dict().items())
+    assert any("statistics of each batch" in note for note in found.spent.notes)
+
+
+def test_running_statistics_are_said_to_be_used() -> None:
+    model, data = convolutional(0), batches(0)
+    found = landscape.spectrum(Problem(model, data, "cross_entropy"), top=1, bottom=1, density=False)
+    assert any("--batchnorm batch" in note for note in found.spent.notes)
+
+
+def test_descents_slices_and_escapes_take_them_too() -> None:
+    model, data = convolutional(1), batches(1)
+    problem = Problem(model, data, "cross_entropy", weight_decay=0.01, batchnorm="batch")
+    loss, _ = trained_loss(model, data)
+    start = loss.item() + 0.005 * sum(p.square().sum().item() for p in model.parameters())
+    line = landscape.slice(problem, dirs="random", points=(3,), span=(0.1,))
+    assert abs(line.loss_centre - start) <= 1e-12
+    assert line.batchnorm == "batch"
+    ended = landscape.descend(problem, steps=30)
+    assert abs(ended.loss_before - start) <= 1e-12
+    escaped = landscape.escape(problem, descend=False, controls=0, steps=3)
+    assert abs(escaped.loss - start) <= 1e-12
+
+
+def test_what_cannot_be_is_refused() -> None:
+    plain = Problem(convolutional(0, track_running_stats=False), batches(0), "cross_entropy")
+    with pytest.raises(ProblemError) as refused:
+        build_objective(plain)
+    assert "--batchnorm batch" in str(refused.value.hint)
+    whole = Problem(convolutional(0), batches(0), "cross_entropy", batchnorm="batch")
+    with pytest.raises(UsageError):
+        landscape.spectrum(whole, batch_size=2)
+    with pytest.raises(ProblemError):
+        Problem(convolutional(0), batches(0), "cross_entropy", batchnorm="train")
