@@ -356,3 +356,25 @@ def test_names_that_were_not_given() -> None:
             make_directions(parse_directions(text), Around(small()), None)
     with pytest.raises(UsageError, match="seed"):
         make_directions(parse_directions("random:seed=-1"), Around(small()), None)
+
+
+def test_norms_of_other_libraries_are_norms() -> None:
+    """By the name of their class, where they hold scales and shifts only."""
+
+    class LlamaRMSNorm(nn.Module):
+        def __init__(self, width: int) -> None:
+            super().__init__()
+            self.weight = nn.Parameter(torch.ones(width))
+
+    class Normaliser(LlamaRMSNorm):
+        """Has a matrix of its own."""
+
+        def __init__(self, width: int) -> None:
+            super().__init__(width)
+            self.mix = nn.Parameter(torch.eye(width))
+
+    model = nn.Sequential(nn.Linear(2, 3), LlamaRMSNorm(3), Normaliser(3))
+    layout = layout_of(dict(model.named_parameters()))
+    left = dict(zip(layout.names, layout.unflatten(ignored(model, layout, "norm")), strict=True))
+    assert {name for name, part in left.items() if bool(part.all())} == {"1.weight"}
+    assert not any(bool(part.any()) for name, part in left.items() if name != "1.weight")

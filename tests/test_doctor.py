@@ -403,6 +403,134 @@ def test_a_changed_model_is_noticed() -> None:
     assert named(examine(model, meddling, [draw()]), "your model").verdict == "fault"
 
 
+class Casting(nn.Module):
+    """A scaled root-mean-square norm in less than it is given, as language models have it."""
+
+    def __init__(self, width: int, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.weight, self.dtype = nn.Parameter(torch.ones(width)), dtype
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = x.to(self.dtype)
+        return self.weight * (y * torch.rsqrt(y.square().mean(-1, keepdim=True) + 1e-3)).to(x.dtype)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_arithmetic_narrower_than_what_is_given_is_no_fault(seed: int) -> None:
+    torch.manual_seed(seed)
+    width, last = 4 + seed, (nn.Tanh(), nn.Softplus(), nn.GELU())[seed]
+    model = nn.Sequential(nn.Linear(FEATURES, width), Casting(width, torch.float32), last, nn.Linear(width, CLASSES))
+    diagnosis = examine(model)
+    assert faults(diagnosis) == [], f"seed {seed}"
+    assert named(diagnosis, "arithmetic").numbers["layers"] == ["1 (Casting)"]
+    assert "float32" in named(diagnosis, "arithmetic").text
+
+
+class Padded(nn.Module):
+    """An embedding whose padding row is not zero."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embedding, self.out = nn.Embedding(7, 4, padding_idx=0), nn.Linear(4, CLASSES)
+        with torch.no_grad():
+            self.embedding.weight[0] = 0.3
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.out(self.embedding(x).mean(1).tanh())
+
+
+class Masked(nn.Module):
+    """An encoder that is given a padding mask."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embedding = nn.Embedding(9, 4)
+        self.body = nn.TransformerEncoder(nn.TransformerEncoderLayer(4, 2, 4, dropout=0.0, batch_first=True), 1)
+        self.out = nn.Linear(4, CLASSES)
+
+    def forward(self, x: Tensor) -> Tensor:
+        padding = x == 0
+        hidden = self.body(self.embedding(x), src_key_padding_mask=padding)
+        kept = (~padding)[..., None].to(hidden.dtype)
+        return self.out((hidden * kept).sum(1) / kept.sum(1))
+
+
+class Filled(nn.Module):
+    """Fills a fresh tensor by slices, which `linearize` gets wrong and every command refuses."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body, self.out = nn.Linear(FEATURES, 4), nn.Linear(4, CLASSES)
+
+    def forward(self, x: Tensor) -> Tensor:
+        hidden = torch.zeros(len(x), 4, dtype=x.dtype)
+        hidden[:, :2] = self.body(x)[:, :2].tanh()
+        hidden[:, 2:] = self.body(x)[:, 2:].sin()
+        return self.out(hidden)
+
+
+def tokens() -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    inputs = torch.randint(1, 7, (12, 5), generator=generator)
+    inputs[:6, 3:] = 0
+    return inputs, torch.randint(CLASSES, (12,), generator=generator)
+
+
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")
+@pytest.mark.parametrize(("model", "data"), [(Padded, tokens), (Masked, tokens), (Filled, draw)])
+def test_what_every_command_copes_with_is_no_fault(
+    model: Callable[[], nn.Module], data: Callable[[], tuple[Tensor, Tensor]]
+) -> None:
+    torch.manual_seed(0)
+    assert faults(examine(model(), data=data())) == []
+
+
+def test_a_loss_that_calls_another_method_has_no_gauss_newton_matrix_and_no_fault() -> None:
+    class Flow(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.net = mlp()
+
+        def log_prob(self, x: Tensor, y: Tensor) -> Tensor:
+            return -F.cross_entropy(self.net(x), y, reduction="none")
+
+    diagnosis = examine(Flow(), lambda model, batch: (-model.log_prob(*batch).sum(), len(batch[0])), [draw()])
+    assert faults(diagnosis) == []
+    assert named(diagnosis, "ggn").verdict == "care"
+
+
+# Operations without a second derivative at zero, or without a first.
+SINGULAR: dict[str, Callable[[Tensor], Tensor]] = {
+    "sqrt": lambda x: (x - x.detach()).square().sqrt(),
+    "pow": lambda x: (x - x.detach()).abs().pow(1.5),
+    "acos": lambda x: (1 - (x - x.detach())).acos(),
+}
+
+
+@pytest.mark.parametrize("name", SINGULAR)
+def test_an_operation_without_second_derivative_is_named_with_its_module(name: str) -> None:
+    diagnosis = examine(mlp(nn.Tanh(), Apply(lambda x: x + SINGULAR[name](x))))
+    finding = named(diagnosis, "second derivative")
+    assert finding.verdict == "fault"
+    assert f"{name} in 2 (Apply)" in finding.text, finding.text
+
+
+def test_the_doctor_does_not_send_to_the_doctor() -> None:
+    class Once(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx: Any, x: Tensor) -> Tensor:
+            return x.sin()
+
+        @staticmethod
+        @torch.autograd.function.once_differentiable
+        def backward(ctx: Any, slope: Tensor) -> Tensor:
+            return slope
+
+    diagnosis = examine(mlp(Apply(Once.apply)))
+    assert faults(diagnosis) != []
+    assert not any("landscape doctor" in f.text for f in diagnosis.findings)
+
+
 def test_usage() -> None:
     with pytest.raises(UsageError):
         doctor(Problem(mlp(), draw(), "cross_entropy"), samples=1)

@@ -208,9 +208,10 @@ class Referee:
         `require`, and only looked into when they differ."""
         if mode == "reverse" and not batched:
             return self.reverse
-        return "" if self._whole.dtype == torch.float64 and not self.reverse else self._ruled((strategy, mode, batched))
+        return "" if self._whole.dtype == torch.float64 and not self.reverse else self.ruling((strategy, mode, batched))
 
-    def _ruled(self, way: tuple[str, str, bool]) -> str:
+    def ruling(self, way: tuple[str, str, bool]) -> str:
+        """As `objection`, looked into in any arithmetic."""
         if way not in self._found:
             self._found[way] = self._compared(in_float64(few(self._whole, COMPARED)), way)
         return self._found[way]
@@ -238,7 +239,7 @@ class Referee:
         off, scale = float((found.sum(0) - expected).norm()), float(found.norm())
         if off <= SAME_ULPS * float(torch.finfo(found.dtype).eps) * max(scale, float(expected.norm())):
             return
-        objection = self._ruled(way)
+        objection = self.ruling(way)
         if objection or (found.dtype != torch.float64 and not self.reverse):
             raise RefusedError(
                 objection or f"it differs from double backward by {off / max(scale, 1e-300):.0e} of a product"

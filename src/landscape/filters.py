@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
@@ -13,6 +15,8 @@ NORMS = ("filter", "layer", "global", "none")
 IGNORED = ("bias", "norm")
 TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 NORMALISING = (_NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
+# Of classes that are none of PyTorch's: "LlamaRMSNorm", "T5LayerNorm"; what they hold are scales and shifts.
+NORM = re.compile("norm(?!al)", re.IGNORECASE)
 
 
 def groups(model: nn.Module, layout: Layout, norm: str) -> Tensor:
@@ -52,7 +56,7 @@ def ignored(model: nn.Module, layout: Layout, what: str) -> Tensor:
     for name, shape in zip(layout.names, layout.shapes, strict=True):
         last = name.rpartition(".")[2]
         bias = "bias" in words and (last.endswith("bias") or last.startswith("bias_"))  # bias_ih_l0 of an LSTM
-        norm = "norm" in words and isinstance(_owner(model, name), NORMALISING)
+        norm = "norm" in words and _normalises(_owner(model, name))
         found.append(torch.full((shape.numel(),), bias or norm))
     return torch.cat(found)
 
@@ -78,6 +82,14 @@ def orthogonalised(vector: Tensor, against: Tensor, groups: Tensor) -> Tensor:
     inner.index_add_(0, groups, vector.double() * against.double())
     factor = torch.where(sizes > 1, inner / norms_of(against, groups).square().clamp(min=1e-300), 0.0)
     return (vector.double() - factor[groups] * against.double()).to(vector.dtype)
+
+
+def _normalises(module: nn.Module) -> bool:
+    """Whether a module is a normalisation: one of PyTorch's, or one by its name whose parameters are vectors."""
+    if isinstance(module, NORMALISING):
+        return True
+    parameters = list(module.parameters())
+    return bool(NORM.search(type(module).__name__)) and all(p.dim() <= 1 for p in parameters)
 
 
 def _owner(model: nn.Module, name: str) -> nn.Module:

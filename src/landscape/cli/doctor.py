@@ -83,14 +83,14 @@ def _diagnose(
     from landscape.analyses.doctor import Diagnosis, Finding
     from landscape.analyses.doctor import doctor as examine
     from landscape.checkpoint import read_checkpoint
+    from landscape.diagnosis.findings import said
     from landscape.loading import load_problem
 
     found = read_checkpoint(path, allow_globals)
     try:
         loaded = load_problem(found, *arguments)
     except ProblemError as error:
-        hint = f"; {error.hint}" if error.hint else ""
-        return Diagnosis([Finding("problem", "fault", f"{error.message}{hint}")])
+        return Diagnosis([Finding("problem", "fault", said(error))])
     for note in loaded.notes:
         print_note(f"note: {note}", quiet)
     return examine(loaded.problem, device=device, seed=seed, samples=samples)

@@ -20,15 +20,19 @@ STEPS = tuple(1e-2 * 4.0**-k for k in range(6))
 CONCLUSIVE = 1e-2  # differences that know themselves no better than this (relative) confirm nothing
 
 
-def central(evaluate: Callable[[Tensor], Tensor], point: Tensor, direction: Tensor) -> tuple[Tensor, float]:
+def central(
+    evaluate: Callable[[Tensor], Tensor], point: Tensor, direction: Tensor, eps: float | None = None
+) -> tuple[Tensor, float]:
     """Derivative of `evaluate` along a direction and its error: Richardson extrapolation over `STEPS`.
 
-    The error is what the last extrapolation changed, plus what one last place of θ changes divided by the step.
+    The error is what the last extrapolation changed, plus what one last place of θ changes divided by the step; `eps`
+    says how large that is where something computes in less than the dtype of θ.
     """
+    eps = torch.finfo(point.dtype).eps if eps is None else eps
     size = max(float(point.norm()), 1.0)
-    wobble = torch.finfo(point.dtype).eps * direction.sign()
+    wobble = eps * direction.sign()
     ends = [evaluate(point * (1 + wobble)), evaluate(point * (1 - wobble))]
-    noise = max(float((ends[0] - ends[1]).norm()), torch.finfo(point.dtype).eps * float(ends[0].norm()))
+    noise = max(float((ends[0] - ends[1]).norm()), eps * float(ends[0].norm()))
     steps = [s * size for s in STEPS]
     plain = [(evaluate(point + h * direction) - evaluate(point - h * direction)) / (2 * h) for h in steps]
     better = [(16 * fine - coarse) / 15 for coarse, fine in pairwise(plain)]
@@ -38,7 +42,12 @@ def central(evaluate: Callable[[Tensor], Tensor], point: Tensor, direction: Tens
 
 
 def check_differences(
-    visit: Visit, objective: Objective, operator: CurvatureOperator | None, generator: torch.Generator, scale: float
+    visit: Visit,
+    objective: Objective,
+    operator: CurvatureOperator | None,
+    generator: torch.Generator,
+    scale: float,
+    eps: float | None = None,
 ) -> None:
     """Gradient (no operator) or product against central differences of the loss or of the gradient."""
     if visit.kinks and visit.additive:
@@ -54,7 +63,7 @@ def check_differences(
     pairs = []
     for _ in range(4 if visit.kinks else 2):
         direction = random_direction(objective, generator)
-        estimate, error = central(evaluate, point, direction)
+        estimate, error = central(evaluate, point, direction, eps)
         exact = (gradient @ direction).reshape(1) if operator is None else operator(direction)
         unit = max(float(exact.norm()), scale if operator else abs(value) / max(float(point.norm()), 1.0)) or 1.0
         pairs.append((float((exact - estimate).norm()) / unit, 3 * error / unit))

@@ -52,8 +52,7 @@ class Visit:
         try:
             yield
         except LandscapeError as error:
-            hint = f"; {error.hint}" if error.hint else ""
-            self.findings.append(Finding(name, "fault", f"{error.message}{hint}"))
+            self.findings.append(Finding(name, "fault", said(error)))
         except Exception as error:  # the user's code may raise anything
             self.findings.append(Finding(name, "fault", f"{type(error).__name__}: {short(error)}"))
 
@@ -63,6 +62,12 @@ class Visit:
         numbers = {"deviation": deviation, "allowed": allowed}
         text = f"{good if fine else bad}: off by {deviation:.1e}, allowed {allowed:.1e}"
         self.findings.append(Finding(name, "ok" if fine else "fault", text, numbers))
+
+
+def said(error: LandscapeError) -> str:
+    """Message and hint of an error, but for the hint to ask the doctor, who is saying it."""
+    hint = f"; {error.hint}" if error.hint and "landscape doctor" not in error.hint else ""
+    return f"{error.message}{hint}"
 
 
 def short(error: BaseException) -> str:

@@ -120,6 +120,18 @@ def watch_kinks(visit: Visit, objective: Objective) -> None:
         visit.findings.append(Finding("kinks", "care", text, {"operations": kinks}))
 
 
+def calls_the_model(objective: Objective) -> bool:
+    """Whether the loss calls the model itself, so that it is a function of the model's outputs."""
+    called: list[bool] = []
+    handle = objective.model.register_forward_pre_hook(lambda module, args: called.append(True))
+    try:
+        with strict_arithmetic():
+            objective.batch_sum(objective.batches[0])
+    finally:
+        handle.remove()
+    return bool(called)
+
+
 class _Alone(nn.Module):
     """A layer as a function of its parameters and of its input."""
 

@@ -7,14 +7,17 @@ import dataclasses
 import torch
 from torch import Tensor
 
+from landscape.agreement import Referee
 from landscape.batches import length_of
 from landscape.curvature import ggn_linearized, hessian_linearized, hessian_reverse
 from landscape.diagnosis.differences import check_differences
 from landscape.diagnosis.findings import Finding, Visit, listed, short
-from landscape.diagnosis.layers import culprits
-from landscape.diagnosis.ways import WAYS, random_direction, set_point, uncut_operator
+from landscape.diagnosis.layers import calls_the_model, culprits
+from landscape.diagnosis.operations import narrowed, singular_operations
+from landscape.diagnosis.ways import NAMES, WAYS, random_direction, set_point, uncut_operator
 from landscape.errors import LandscapeError
 from landscape.objective import Objective
+from landscape.operators import CurvatureOperator
 from landscape.planning import timed
 
 # Products that differ in rounding only may differ by this many times what one last place of θ changes.
@@ -39,14 +42,20 @@ def check_products(visit: Visit, objective: Objective, seed: int) -> None:
         top = torch.nn.functional.normalize(operator(top), dim=0)
     vectors = torch.stack([u, v, top], dim=1)
     products = operator(vectors)
+    if not bool(torch.isfinite(products).all()):
+        where = listed(singular_operations(objective)) or "no single operation is to blame"
+        text = f"it is NaN or Inf, so this loss has no Hessian here: {where}; add a small number inside roots and norms"
+        visit.findings.append(Finding("second derivative", "fault", text))
+        return
     scale = float(products.norm(dim=0).max()) or 1.0
+    eps = _epsilon(visit, objective)
     wobbled = objective.in_dtype(objective.dtype)
-    set_point(wobbled, objective.point() * (1 + torch.finfo(objective.dtype).eps * u.sign()))
+    set_point(wobbled, objective.point() * (1 + eps * u.sign()))
     noise = float((uncut_operator(wobbled)(vectors) - products).norm(dim=0).max()) / scale
-    allowed = ROUNDING * (noise + torch.finfo(objective.dtype).eps)
+    allowed = ROUNDING * (noise + eps)
     for name, slope in (("gradient", True), ("central differences", False)):
         with visit.check(name):
-            check_differences(visit, objective, None if slope else operator, generator, scale)
+            check_differences(visit, objective, None if slope else operator, generator, scale, eps)
     with visit.check("symmetry"):
         gap = float((u @ products[:, 1] - v @ products[:, 0]).abs()) / scale
         visit.held("symmetry", gap, allowed, "u·Hv = v·Hu", "u·Hv differs from v·Hu")
@@ -57,11 +66,19 @@ def check_products(visit: Visit, objective: Objective, seed: int) -> None:
         worst = _compare_ways(visit, objective, "hessian", vectors, products, scale, allowed)
         visit.error_float64 = max(noise, worst)
     with visit.check("ggn"):
-        _gauss_newton(visit, objective, vectors, allowed)
+        if calls_the_model(objective):
+            _gauss_newton(visit, objective, vectors, allowed)
+        else:
+            text = "the loss uses the model otherwise than model(...): it has a Hessian, and no Gauss-Newton matrix"
+            visit.findings.append(Finding("ggn", "care", text))
     with visit.check("float32"):
         _single(visit, objective, vectors, products, scale)
     with visit.check("flat directions"):
         _flat(visit, objective, products)
+    _cost(visit, objective, operator, u)
+
+
+def _cost(visit: Visit, objective: Objective, operator: CurvatureOperator, u: Tensor) -> None:
     plan, drawn = operator.plan, sum(length_of(b) for b in objective.batches)
     cost = {
         "gradient_seconds": timed(objective.value_and_gradient, objective.device),
@@ -76,21 +93,42 @@ def check_products(visit: Visit, objective: Objective, seed: int) -> None:
     visit.findings.append(Finding("cost", "ok", text.replace("torch.", ""), cost | more))
 
 
+def _epsilon(visit: Visit, objective: Objective) -> float:
+    """The unit roundoff that products can be held to: of the narrowest arithmetic inside."""
+    narrowest, where = narrowed(objective)
+    if where:
+        name = str(narrowest).removeprefix("torch.")
+        text = f"computed in {name} whatever is given, in {listed(where)}: no product is better than its rounding"
+        visit.findings.append(Finding("arithmetic", "care", text, {"layers": where}))
+    return float(torch.finfo(narrowest).eps)
+
+
 def _compare_ways(
     visit: Visit, objective: Objective, kind: str, vectors: Tensor, products: Tensor, scale: float, allowed: float
 ) -> float:
     """Every way of taking a product against the reference; returns the largest deviation, relative to `scale`."""
     off: dict[str, float] = {}
     failed: dict[str, str] = {}
+    refused: dict[str, str] = {}
+    referee = Referee(objective, kind)
     for name, way in WAYS[kind].items():
         try:
             off[name] = float((way(objective, vectors) - products).norm(dim=0).max()) / scale
         except Exception as error:
             failed[name] = short(error)
+            continue
+        if not off[name] <= allowed and (objection := referee.ruling(NAMES[name])):
+            refused[name] = objection
+            del off[name]
     worst = max(off.values(), default=float("nan"))
     wrong = [f"{n} by {d:.0e}" for n, d in off.items() if not d <= allowed]
     bad = f"of the ways to take a product some are wrong ({', '.join(wrong)}): choose another --strategy"
     visit.held(kind, worst, allowed, f"{len(off)} ways to take a product agree", bad)
+    if refused:
+        text = (
+            f"wrong for this model, and refused by every command: {', '.join(refused)} ({next(iter(refused.values()))})"
+        )
+        visit.findings.append(Finding(f"{kind} ways refused", "care" if off else "fault", text, {"refused": refused}))
     if failed:
         builder = hessian_reverse if "kept" in failed else hessian_linearized
         where = culprits(objective, builder if kind == "hessian" else ggn_linearized)

@@ -12,6 +12,7 @@ from landscape.arithmetic import strict_arithmetic
 from landscape.batches import length_of
 from landscape.curvature import Builder, ggn_linearized, hessian_forward, hessian_linearized, hessian_reverse
 from landscape.errors import ProblemError
+from landscape.graph import fixed_rows
 from landscape.objective import Objective
 from landscape.operators import CurvatureOperator
 
@@ -43,6 +44,15 @@ def _by_builder(builder: Builder, singly: bool, objective: Objective, vectors: T
     return (total / objective.count).T
 
 
+# What `spectrum` calls them: (strategy, mode, in blocks).
+NAMES: dict[str, tuple[str, str, bool]] = {
+    "kept": ("kept", "reverse", False),
+    "recompute": ("recompute", "reverse", False),
+    "linearize": ("linearize", "forward", False),
+    "forward": ("recompute", "forward", False),
+    "block": ("kept", "reverse", True),
+    "forward block": ("linearize", "forward", True),
+}
 # (objective, V[n, b]) -> its products [n, b]
 Way = Callable[[Objective, Tensor], Tensor]
 WAYS: dict[str, dict[str, Way]] = {
@@ -64,9 +74,15 @@ WAYS: dict[str, dict[str, Way]] = {
 
 
 def random_direction(objective: Objective, generator: torch.Generator) -> Tensor:
-    """A unit vector, the same on every device."""
+    """A unit vector, the same on every device; zero in padding rows of embeddings, which training holds fixed."""
     drawn = torch.randn(objective.layout.total, generator=generator, dtype=torch.float64)
-    return torch.nn.functional.normalize(drawn, dim=0).to(objective.device, objective.dtype)
+    drawn = drawn.to(objective.device, objective.dtype)
+    parts = objective.layout.unflatten(drawn)
+    with strict_arithmetic():
+        for batch in objective.batches[:1]:
+            for index, row in fixed_rows(objective.batch_sum(batch)[0], objective.parameters):
+                parts[index][row] = 0
+    return torch.nn.functional.normalize(drawn, dim=0)
 
 
 def set_point(objective: Objective, point: Tensor) -> None:
