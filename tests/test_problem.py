@@ -219,3 +219,60 @@ def test_cross_entropy_of_few_classes_is_that_of_torch(classes: int, samples: in
     torch.testing.assert_close(product, torch.func.jvp(torch.func.grad(theirs), (z,), (v,))[1], rtol=1e-4, atol=1e-5)
     stacked = torch.func.vmap(ours)(torch.stack([z, 2 * z]))
     torch.testing.assert_close(stacked[1], theirs(2 * z), rtol=1e-5, atol=1e-5)
+
+
+class Several(nn.Module):
+    """Gives its outputs in a container."""
+
+    def __init__(self, wrap: Callable[[Tensor], Any]) -> None:
+        super().__init__()
+        self.layer, self.wrap = nn.Linear(3, 2), wrap
+
+    def forward(self, x: Tensor) -> Any:
+        return self.wrap(self.layer(x))
+
+
+class Output:
+    """As Hugging Face's models return it."""
+
+    def __init__(self, logits: Tensor) -> None:
+        self.logits = logits
+
+
+def pair() -> tuple[Tensor, Tensor]:
+    return torch.randn(6, 3), torch.randint(0, 2, (6,))
+
+
+@pytest.mark.parametrize(
+    "wrap", [lambda t: (t, None), lambda t: {"scores": t}, Output], ids=["tuple", "dict", "object"]
+)
+def test_outputs_in_a_container_have_a_hint_that_works(wrap: Callable[[Tensor], Any]) -> None:
+    model = Several(wrap)
+    with pytest.raises(ProblemError, match="needs one tensor") as refused:
+        build_objective(Problem(model, pair(), "cross_entropy"))
+    names = follow(refused.value.hint)
+    assert build_objective(Problem(model, [pair()], names["loss"])).count == 6
+
+
+@pytest.mark.parametrize("loss", [nn.CrossEntropyLoss(), nn.MultiMarginLoss()])
+def test_a_module_as_loss_has_a_hint_that_works(loss: nn.Module) -> None:
+    model = nn.Linear(3, 2)
+    with pytest.raises(ProblemError, match=type(loss).__name__) as refused:
+        Problem(model, pair(), loss)  # type: ignore[arg-type]
+    assert ("cross_entropy" in str(refused.value.hint)) == isinstance(loss, nn.CrossEntropyLoss)
+    names = follow(refused.value.hint)
+    assert build_objective(Problem(model, [pair()], names["loss"])).count == 6
+
+
+def test_a_mean_instead_of_sum_and_count_is_named() -> None:
+    with pytest.raises(ProblemError, match="a mean over the batch") as refused:
+        build_objective(Problem(nn.Linear(3, 2), [pair()], lambda m, b: F.cross_entropy(m(b[0]), b[1])))  # type: ignore[arg-type, return-value]
+    assert "reduction='sum'" in str(refused.value.hint)
+
+
+def follow(hint: str | None) -> dict[str, Any]:
+    """The names that the code of a hint defines."""
+    assert hint is not None
+    names: dict[str, Any] = {"nn": nn, "F": F}
+    exec(hint[hint.index("def loss") :], names)
+    return names

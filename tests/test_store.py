@@ -126,6 +126,15 @@ def test_axes_that_have_a_coordinate_are_named_like_it() -> None:
     assert all(coordinate in (None, axis) for axis, (_, coordinate) in AXES.items())
 
 
+def test_a_file_that_another_library_has_open_is_read(tmp_path: Path) -> None:
+    """In a notebook xarray keeps it open, with locks."""
+    path = tmp_path / "a.h5"
+    write_result(path, sample_spectrum(), sample_provenance())
+    with h5py.File(path, "r", locking=True):
+        assert list_groups(path) == ["spectrum"]
+        assert read_result(path, "spectrum").arrays
+
+
 def test_xarray_reads_a_labelled_data_set(tmp_path: Path) -> None:
     path = tmp_path / "a.h5"
     write_result(path, sample_spectrum(), sample_provenance())

@@ -355,7 +355,7 @@ def _require(model: nn.Module, names: Sequence[str]) -> Layout:
 def _evaluate(model: nn.Module, loss: LossFunction, batch: Batch) -> tuple[Tensor, float]:
     """One call of the user's loss, its answer checked."""
     try:
-        answer = loss(model, batch)
+        answer: Any = loss(model, batch)
     except (ProblemError, NotImplementedError):
         raise
     except Exception as error:  # the user's code: whatever it raises is about the problem, not a bug of ours
@@ -367,6 +367,12 @@ def _evaluate(model: nn.Module, loss: LossFunction, batch: Batch) -> tuple[Tenso
             f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else ''}",
             "check that the data fit the model: sizes, number of classes, dtype",
         ) from error
+    if isinstance(answer, Tensor):
+        what = "a mean over the batch, perhaps" if answer.dim() == 0 else "one value a sample, perhaps"
+        raise ProblemError(
+            f"the loss returned a tensor of shape {tuple(answer.shape)} ({what}), not the pair (sum, count)",
+            "return (F.cross_entropy(model(x), y, reduction='sum'), len(y)), for example: means cannot be added up",
+        )
     if not (isinstance(answer, tuple) and len(answer) == 2 and isinstance(answer[0], Tensor)):
         raise ProblemError(
             f"the loss returned a {type(answer).__name__}, not the pair (sum, count)",

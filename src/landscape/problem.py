@@ -57,6 +57,14 @@ class Problem:
                     f"there is no built-in loss {self.loss!r}",
                     f"choose one of {', '.join(LOSSES)}, or pass a function loss(model, batch) -> (sum, count)",
                 )
+        elif isinstance(self.loss, nn.Module):
+            named = BUILT_IN.get(type(self.loss).__name__)
+            kind = type(self.loss).__name__
+            raise ProblemError(
+                f"the loss is {kind}(), of outputs and targets; it should be of model and batch, and a sum",
+                (f'pass "{named}", or ' if named else "") + "def loss(model, batch): "
+                f"return nn.{kind}(reduction='sum')(model(batch[0]), batch[1]), len(batch[0])",
+            )
         elif not callable(self.loss):
             raise ProblemError(
                 f"the loss is a {type(self.loss).__name__}, not a name or a function",
@@ -168,6 +176,23 @@ def _inputs_and_targets(batch: Batch) -> tuple[Tensor, Tensor]:
     )
 
 
+def _one_tensor(outputs: Any, name: str) -> Tensor:
+    """What a network puts out, if it is a tensor."""
+    if isinstance(outputs, Tensor):
+        return outputs
+    part = "[0]"
+    if isinstance(outputs, Mapping):
+        part = f"[{next(iter(outputs))!r}]" if outputs else ""
+    elif hasattr(outputs, "logits"):
+        part = ".logits"
+    function = {"cross_entropy": "cross_entropy", "mse": "mse_loss", "bce": "binary_cross_entropy_with_logits"}[name]
+    raise ProblemError(
+        f"the model returns a {type(outputs).__name__}, and loss {name!r} needs one tensor",
+        "pass a loss that picks it: def loss(model, batch): "
+        f"return F.{function}(model(batch[0]){part}, batch[1], reduction='sum'), len(batch[0])",
+    )
+
+
 def _matched(outputs: Tensor, targets: Tensor, name: str) -> Tensor:
     """Targets in the shape and dtype of the outputs; silent broadcasting is the classic way to a wrong loss."""
     if outputs.shape != targets.shape:
@@ -191,7 +216,7 @@ def _same_up_to_view(outputs: torch.Size, targets: torch.Size) -> bool:
 def cross_entropy(model: nn.Module, batch: Batch) -> tuple[Tensor, Any]:
     """Softmax cross-entropy in nats, summed; class indices (−100 ignored, any leading shape) or probabilities."""
     inputs, targets = _inputs_and_targets(batch)
-    outputs = model(inputs)
+    outputs = _one_tensor(model(inputs), "cross_entropy")
     if targets.is_floating_point():
         return F.cross_entropy(outputs, targets.to(outputs.dtype), reduction="sum"), targets.shape[0]
     if outputs.dim() > 2 and outputs.shape[:-1] == targets.shape:  # language models: classes last
@@ -217,18 +242,20 @@ def _negative_log_likelihood(outputs: Tensor, targets: Tensor) -> Tensor:
 def mse(model: nn.Module, batch: Batch) -> tuple[Tensor, Any]:
     """Squared error summed over outputs and samples, no ½; the count is the number of samples."""
     inputs, targets = _inputs_and_targets(batch)
-    outputs = model(inputs)
+    outputs = _one_tensor(model(inputs), "mse")
     return (outputs - _matched(outputs, targets, "mse")).square().sum(), targets.shape[0]
 
 
 def bce(model: nn.Module, batch: Batch) -> tuple[Tensor, Any]:
     """Binary cross-entropy on logits, summed over outputs and samples; the count is the number of samples."""
     inputs, targets = _inputs_and_targets(batch)
-    outputs = model(inputs)
+    outputs = _one_tensor(model(inputs), "bce")
     targets = _matched(outputs, targets, "bce")
     # PyTorch's own writes in place, which `torch.func.linearize` silently keeps from being repeated.
     total = targets * F.logsigmoid(outputs) + (1 - targets) * F.logsigmoid(-outputs)
     return -total.sum(), targets.shape[0]
 
 
+# PyTorch's classes for them, at their defaults.
+BUILT_IN = {"CrossEntropyLoss": "cross_entropy", "MSELoss": "mse", "BCEWithLogitsLoss": "bce"}
 LOSSES: dict[str, LossFunction] = {"cross_entropy": cross_entropy, "mse": mse, "bce": bce}

@@ -6,7 +6,7 @@ import dataclasses
 import io
 import json
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
@@ -288,6 +288,14 @@ def read_plain_arrays(path: str | PathLike[str]) -> dict[str, np.ndarray]:
         return {name: np.asarray(item[()]) for name, item in found.items() if item.dtype.kind in "fiub"}
 
 
+def plain_names(path: str | PathLike[str]) -> list[str]:
+    """The names of the datasets of any HDF5 file. Raises StorageError as `read_result`."""
+    found: list[str] = []
+    with _opened(path, ours=False) as file:
+        file.visititems(lambda name, item: found.append(name) if isinstance(item, h5py.Dataset) else None)
+    return found
+
+
 def plain_arrays_bytes(arrays: Mapping[str, np.ndarray]) -> bytes:
     """An HDF5 file of nothing but these datasets."""
     buffer = io.BytesIO()
@@ -308,8 +316,7 @@ def _opened(path: str | PathLike[str], *, ours: bool = True) -> Iterator[h5py.Fi
         hint = "check the path; results end in .h5 and lie in the folder given to --out"
         raise StorageError(f"cannot read {path}: {error.strerror}", hint) from error
     try:
-        # No HDF5 locks: files are replaced whole, never changed, and many cluster file systems know none.
-        with h5py.File(path, "r", locking=False) as file:
+        with _unlocked(path) as file:
             if ours:
                 _check_format(file, path)
             yield file
@@ -319,6 +326,23 @@ def _opened(path: str | PathLike[str], *, ours: bool = True) -> Iterator[h5py.Fi
             "such as a copy that was cut short",
             "delete it, or repeat the command that wrote it with --force",
         ) from error
+
+
+@contextmanager
+def _unlocked(path: str | PathLike[str]) -> Iterator[h5py.File]:
+    """Without HDF5 locks: files are replaced whole, never changed, and many cluster file systems know none.
+
+    HDF5 opens a file twice in a process with the same flags only: where another library (xarray) has it open with
+    locks, it is read as bytes.
+    """
+    with ExitStack() as held:
+        try:
+            file = h5py.File(path, "r", locking=False)
+        except OSError as error:
+            if "locking flag" not in str(error):
+                raise
+            file = h5py.File(held.enter_context(Path(path).open("rb")), "r")
+        yield held.enter_context(file)
 
 
 def _check_format(file: h5py.File, path: str | PathLike[str]) -> None:

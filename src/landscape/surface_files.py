@@ -7,24 +7,42 @@ of y, then x: entry [i, j] is x[j], y[i] where both have the same length, and on
 
 from __future__ import annotations
 
+from collections.abc import Collection
+from contextlib import suppress
 from os import PathLike, fspath
+from pathlib import Path
 
 import numpy as np
 
 from landscape.coordinates import coordinates_of
-from landscape.errors import StorageError, UsageError
+from landscape.errors import LandscapeError, StorageError, UsageError
 from landscape.results import LOSS, NONE, Array, Provenance
-from landscape.store import StoredResult, plain_arrays_bytes, read_plain_arrays
+from landscape.store import StoredResult, is_result_file, plain_arrays_bytes, plain_names, read_plain_arrays
 
 MISSING = -1.0
+# How the names of surfaces end that `landscape export` makes for their program.
+EXPORTED = ".li.h5"
 ACROSS, UP = "xcoordinates", "ycoordinates"
 # Pairs of losses and accuracies, the first of which that is there is read.
 KINDS = (("train_loss", "train_acc"), ("test_loss", "test_acc"))
 
 
-def is_surface(arrays: dict[str, np.ndarray]) -> bool:
+def is_surface(arrays: Collection[str]) -> bool:
     """Whether the datasets of a file are those of a surface of theirs."""
     return ACROSS in arrays and any(loss in arrays for loss, _ in KINDS)
+
+
+def surfaces_below(folder: Path) -> list[Path]:
+    """Surfaces of theirs in a folder and below it; those that `landscape export` wrote, which lie beside the slice that
+    they were made of, are none."""
+    found = []
+    for path in sorted(folder.rglob("*.h5")):
+        if path.name.startswith(".") or path.name.endswith(EXPORTED) or not path.is_file():
+            continue
+        with suppress(LandscapeError):
+            if not is_result_file(path) and is_surface(plain_names(path)):
+                found.append(path)
+    return found
 
 
 def read_surface(path: str | PathLike[str]) -> StoredResult:

@@ -54,11 +54,10 @@ def describe_checkpoint(path: Path) -> dict[str, Any]:
 
 def describe_result(path: Path) -> dict[str, Any]:
     """Provenance, headline numbers and every array of every group. Raises StorageError."""
-    from landscape.store import list_groups, read_result
+    from landscape.cli.finding import groups_of
 
     groups = {}
-    for name in list_groups(path):
-        stored = read_result(path, name)
+    for name, stored in groups_of(path).items():
         groups[name] = {
             "provenance": asdict(stored.provenance),
             "attributes": stored.attributes,

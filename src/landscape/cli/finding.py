@@ -60,10 +60,30 @@ def _below(folders: list[Path], kinds: Sequence[str], mixed: bool) -> list[Path]
     """Results in folders: of the first kind of which there is one, or of all kinds."""
     found: list[Path] = []
     for kind in kinds:
-        found += [file for folder in folders for file in sorted(folder.rglob(PATTERNS[kind]))]
+        found += [file for folder in folders for file in results_below(folder, kind)]
         if found and not mixed:
             return found
     return found
+
+
+def results_below(folder: Path, kind: str) -> list[Path]:
+    """Results of an analysis in a folder and below it; surfaces of Li et al. count as slices."""
+    found = sorted(folder.rglob(PATTERNS[kind]))
+    if kind == "slice":
+        from landscape.surface_files import surfaces_below
+
+        found += [path for path in surfaces_below(folder) if path not in found]
+    return found
+
+
+def groups_of(path: Path, axes: Sequence[str] | None = None) -> dict[str, StoredResult]:
+    """Every result in a file by its analysis, or a surface of Li et al. as a slice. Raises StorageError."""
+    from landscape.store import is_result_file, list_groups, read_result
+    from landscape.surface_files import read_surface
+
+    if not is_result_file(path):
+        return {"slice": read_surface(path)}
+    return {name: read_result(path, name, axes=axes) for name in list_groups(path)}
 
 
 def read_stored(path: Path, purpose: str, whole: bool = False) -> StoredResult:

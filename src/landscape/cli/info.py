@@ -146,10 +146,10 @@ def _show_folder(folder: Path, failures: _Failures, as_json: bool) -> None:
 
 def _read_all(files: list[Path], failures: _Failures) -> Iterator[tuple[str, Any]]:
     """(path, stored result) of every group that can be read."""
-    from landscape.store import list_groups, read_result
+    from landscape.cli.finding import groups_of
 
     def groups(path: Path) -> list[tuple[str, Any]]:
-        return [(str(path), read_result(path, group, axes=AXES)) for group in list_groups(path)]
+        return [(str(path), stored) for stored in groups_of(path, AXES).values()]
 
     for path in files:
         yield from failures.guard(groups, path) or []

@@ -13,7 +13,6 @@ if TYPE_CHECKING:
 AXES = ("top", "bottom", "tau")  # the axes that become columns; longer arrays are for xarray
 LAST = ("products", "seconds", "dtype", "device", "strategy", "sha256", "group", "result")
 SUFFIXES = (".h5", ".hdf5")
-EXPORTED = ".li.h5"  # what `landscape export` makes for another program
 
 # Where a column stands: its section, then numbers or names within that.
 Place = tuple[Any, ...]
@@ -26,6 +25,8 @@ def natural(path: str | Path) -> list[tuple[int, int | str]]:
 
 def result_files(folder: Path) -> list[Path]:
     """All files below `folder` that should be results, by name; locks and temporaries are hidden files."""
+    from landscape.surface_files import EXPORTED
+
     files = [p for p in folder.rglob("*") if p.suffix in SUFFIXES and not p.name.startswith(".")]
     files = [p for p in files if not p.name.endswith(EXPORTED)]
     return sorted((p for p in files if p.is_file()), key=natural)

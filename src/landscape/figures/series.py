@@ -39,7 +39,8 @@ def coordinate(result: SpectrumLike, name: str) -> Any:
     if found is not None:
         return found
     if name == "parameters":
-        return int(scalar(result, "parameters"))
+        number = scalar(result, "parameters")  # NaN: a surface of another program does not say
+        return int(number) if number == number else None
     return result.provenance.checkpoint if name == "checkpoint" else None
 
 
