@@ -6,24 +6,36 @@ probabilities, a cast to less precision inside of the model.
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-# Operations that move numbers without computing any.
+# Operations that move, choose or negate numbers without computing any: backward finds what was chosen by equality.
 # fmt: off
 EXACT = frozenset({
-    "alias", "as_strided", "cat", "clone", "contiguous", "copy_", "detach", "embedding", "empty_like", "expand",
-    "expand_as", "flip", "full", "full_like", "gather", "index", "index_select", "lift_fresh", "narrow",
-    "new_empty_strided", "new_zeros", "ones", "ones_like", "permute", "relu", "reshape", "select", "slice", "split",
-    "squeeze", "stack", "t", "threshold_backward", "transpose", "unsqueeze", "view", "where", "zero_", "zeros",
-    "zeros_like",
+    "abs", "alias", "amax", "amin", "aminmax", "as_strided", "cat", "clamp", "clamp_max", "clamp_min", "clone",
+    "contiguous", "copy_", "cummax", "cummin", "detach", "embedding", "empty_like", "expand", "expand_as", "flip",
+    "fmax", "fmin", "full", "full_like", "gather", "hardtanh", "index", "index_select", "kthvalue", "lift_fresh",
+    "max", "maximum", "median", "min", "minimum", "mode", "nanmedian", "narrow", "neg", "new_empty_strided",
+    "new_zeros", "ones", "ones_like", "permute", "relu", "reshape", "select", "sgn", "sign", "slice", "sort", "split",
+    "squeeze", "stack", "t", "threshold_backward", "topk", "transpose", "unsqueeze", "view", "where", "zero_",
+    "zeros", "zeros_like",
 })
 # fmt: on
 # Their rounding is that of 1, whatever the result: inside is the logarithm of a sum that is 1 or more.
 ABSOLUTE = frozenset({"_log_softmax"})
+
+
+def _chooses(name: str, args: Any) -> bool:
+    """Whether this is a norm that is one of its entries."""
+    return name == "linalg_vector_norm" and len(args) > 1 and math.isinf(args[1])
+
+
+def _has_memory(tensor: Tensor) -> bool:
+    return not (tensor.is_meta or tensor._is_zerotensor())
 
 
 class LastPlaces(TorchDispatchMode):  # type: ignore[no-untyped-call,unused-ignore]
@@ -42,11 +54,12 @@ class LastPlaces(TorchDispatchMode):  # type: ignore[no-untyped-call,unused-igno
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
         name = func._schema.name.partition("::")[2]
-        if name in EXACT or getattr(func, "is_view", False):
+        if name in EXACT or getattr(func, "is_view", False) or _chooses(name, args):
             return result
         for part in result if isinstance(result, tuple | list) else (result,):
-            # A tangent of zero has no memory: torch crashes where it is written to.
-            if isinstance(part, Tensor) and part.is_floating_point() and part.numel() and not part._is_zerotensor():
+            # A tangent of zero has no memory: torch crashes where it is written to. On the way to one, shapes alone are
+            # computed (device "meta").
+            if isinstance(part, Tensor) and part.is_floating_point() and part.numel() and _has_memory(part):
                 # In place: the result of an in-place operation must stay itself. By a factor: a mask's −inf must, too.
                 part.mul_(self._signed_eps(part).add_(1))
                 if name in ABSOLUTE:
