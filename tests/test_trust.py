@@ -177,6 +177,33 @@ def test_an_asymmetric_operator_is_never_certified(kind: str, seed: int) -> None
             spectrum(liar(kind, seed), exact=exact)
 
 
+class Faint(nn.Module):
+    """A module that hardly counts beside a large, honest one."""
+
+    def __init__(self, module: nn.Module, inputs: int, outputs: int, share: float) -> None:
+        super().__init__()
+        self.inner, self.first, self.last = module, nn.Linear(inputs, 4), nn.Linear(4, outputs)
+        self.share = share
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(self.first(x)) + self.share * self.inner(x)
+
+
+@pytest.mark.parametrize("kind", ["mixed", "weight_norm"])
+@pytest.mark.parametrize("seed", range(3))
+def test_a_small_asymmetric_part_beside_large_eigenvalues_is_not_certified(kind: str, seed: int) -> None:
+    drawn = random.Random(seed)
+    share = 10 ** -drawn.uniform(1, 2.5)
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        module = nn.Sequential(nn.Linear(5, 5), Scaled(5) if kind == "mixed" else weight_norm(nn.Linear(5, 5)))
+        model = Faint(module, 5, 5, share)
+        data = 3 * torch.randn(40, 5), torch.randn(40, 5)
+    for exact in (True, False):
+        with pytest.raises(ProblemError, match=r"because of 'inner.*u·Hv"):
+            spectrum(Problem(model, data, "mse"), exact=exact)
+
+
 @pytest.mark.parametrize("exact", [True, pytest.param(False, marks=pytest.mark.slow)])
 def test_forward_mode_takes_over_where_only_reverse_mode_is_wrong(exact: bool) -> None:
     problem = liar("second", 0)

@@ -109,7 +109,7 @@ class Differences:
     """Difference quotients of a small objective along a direction [n] that leaves rows alone that backward drops.
 
     Attributes:
-        direction: the unit vector, zero where a padding row of an embedding would move.
+        direction, another: unit vectors, zero where a padding row of an embedding would move.
         size: ‖θ‖, or 1; steps are relative to it.
     """
 
@@ -124,6 +124,8 @@ class Differences:
                 for index, row in fixed_rows(objective.batch_sum(batch)[0], objective.parameters):
                     parts[index][row] = 0
         self.direction = torch.nn.functional.normalize(direction, dim=0)
+        further = unit(objective.layout.total, seed + 1, self.start)
+        self.another = torch.nn.functional.normalize(torch.where(direction == 0, 0, further), dim=0)
 
     def at(self, step: float, function: Callable[[], Tensor]) -> Tensor:
         """A function of the objective at θ + step · direction; θ comes back."""
@@ -138,6 +140,10 @@ class Differences:
             with suppress(RuntimeError, NotImplementedError), LastPlaces(seed):  # torch.func in a loss may not bear it
                 wobbles.append(float((function() - (ends[0] + ends[1]) / 2).norm()))
         return max(wobbles)
+
+    def beside(self, function: Callable[[], Tensor]) -> Tensor:
+        """A function of the objective where every parameter is off by a last place."""
+        return self._moved(self.start * (1 + torch.finfo(self.start.dtype).eps * self.direction.sign()), function)
 
     def sides(self, function: Callable[[], Tensor], centre: Tensor) -> Sides:
         def both(step: float) -> tuple[Tensor, Tensor]:

@@ -29,7 +29,7 @@ LARGEST = {"cpu": 12_000, "cuda": 30_000}
 # H, its transpose while symmetrising, and the eigensolver's workspace.
 COPIES = 4
 # The share of ‖H‖ that may be antisymmetric where rounding does not explain it.
-LOPSIDED = 1e-4
+LOPSIDED = 1e-10
 
 
 def dense_seconds(operator: CurvatureOperator) -> float:
