@@ -308,6 +308,48 @@ def test_token_weights_over_ragged_batches(cut: tuple[int, int]) -> None:
         close(dense(CurvatureOperator(objective_of(custom), batch_size=size)), reference, rounding(torch.float64, 1000))
 
 
+COUPLED: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "contrastive": lambda z, y: F.cross_entropy(z @ y.T, torch.arange(len(z)), reduction="sum"),
+    "variance": lambda z, y: ((z - z.mean(0)) ** 2).sum() + ((z - y) ** 2).sum(),
+    "hardly": lambda z, y: ((z - y) ** 2).sum() + 1e-6 * (z.mean(0) ** 2).sum(),
+    "ranking": lambda z, y: F.softplus(z.roll(1, 0) - z).sum(),
+}
+
+
+@pytest.mark.parametrize("kind", COUPLED)
+@pytest.mark.parametrize("seed", range(2))
+def test_batches_whose_samples_see_each_other_are_not_cut(kind: str, seed: int) -> None:
+    generator = seeded(seed)
+    n, outputs = int(torch.randint(6, 20, (), generator=generator)), int(torch.randint(2, 5, (), generator=generator))
+    x, y = torch.randn(n, 3, generator=generator), torch.randn(n, outputs, generator=generator)
+
+    def loss(model: nn.Module, batch: tuple[Tensor, Tensor]) -> tuple[Tensor, int]:
+        return COUPLED[kind](model(batch[0]), batch[1].to(model(batch[0]).dtype)), len(batch[0])
+
+    objective = objective_of(Problem(nn.Linear(3, outputs), [(x, y)], loss))
+    whole = dense(CurvatureOperator(objective))
+    close(dense(CurvatureOperator(objective, batch_size=n)), whole, rounding(torch.float64, 100))
+    with pytest.raises(ProblemError, match=rf"of {n} samples differs.*pieces of 4") as caught:
+        CurvatureOperator(objective, batch_size=4)
+    assert "leave --batch-size out" in str(caught.value.hint)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_a_sum_over_samples_of_ones_own_may_be_cut(dtype: torch.dtype) -> None:
+    """In any arithmetic, also where the network computes in less than its own."""
+    for seed in range(4):
+        x, y = (torch.randn(50, 3, generator=seeded(2 * seed + i), dtype=dtype) for i in range(2))
+
+        def loss(model: nn.Module, batch: tuple[Tensor, Tensor], cast: bool = seed % 2 == 1) -> tuple[Tensor, int]:
+            inputs, targets = (t.float() for t in batch) if cast else batch
+            weight = model.weight.to(inputs.dtype)
+            return (1e3 + torch.tanh(inputs @ weight.T) - targets).square().sum(), len(inputs)
+
+        objective = build_objective(Problem(nn.Linear(3, 3, bias=False).to(dtype), [(x, y)], loss), dtype=dtype)
+        cut = dense(CurvatureOperator(objective, batch_size=7))
+        close(cut, dense(CurvatureOperator(objective)), rounding(torch.float32, 1e3))
+
+
 def test_duplicated_data_and_permuted_neurons() -> None:
     problem = mlp_problem()
     x, y = problem.data

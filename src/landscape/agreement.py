@@ -9,11 +9,11 @@ import torch
 from torch import Tensor
 
 from landscape.arithmetic import is_out_of_memory, strict_arithmetic
-from landscape.batches import length_of, take
+from landscape.batches import length_of, split, take
 from landscape.curvature import builder_of, ggn_slope
-from landscape.errors import LandscapeError, NumericalError
+from landscape.errors import LandscapeError, NumericalError, ProblemError
 from landscape.graph import fixed_rows
-from landscape.objective import Objective
+from landscape.objective import Objective, gradients
 from landscape.problem import Batch
 from landscape.rounding import LastPlaces
 
@@ -25,6 +25,8 @@ WIDE, FEWEST = 4, 4
 COMPARED = 2
 # Two right ways differ by rounding; wrong ones by 1e-3 and more. In float64, where a network may still cast inside.
 SAME = 1e-5
+# The share by which the sum over a batch and over its pieces may differ, in float64.
+SEPARATE = 1e-10
 # In units of eps, in the arithmetic of the products themselves.
 SAME_ULPS = 1e4
 # Steps of the differences relative to ‖θ‖: the first two for smooth losses, smaller ones between kinks, larger ones
@@ -84,6 +86,55 @@ def in_float64(objective: Objective) -> Objective:
         if is_out_of_memory(error):
             raise
         return strict.in_dtype(strict.dtype)
+
+
+def require_separable(objective: Objective, size: int) -> None:
+    """The sum of a batch is that of its pieces of `size` samples: value, count and gradient, in float64.
+
+    Raises:
+        ProblemError: samples see each other, as in contrastive losses.
+    """
+    wide = in_float64(objective)
+    allowed = SEPARATE if wide.dtype == torch.float64 else SAME_ULPS * float(torch.finfo(wide.dtype).eps)
+
+    def sums(pieces: Sequence[Batch]) -> tuple[Tensor, list[float]]:
+        total, counted, lengths = torch.zeros(wide.layout.total + 1, dtype=wide.dtype, device=wide.device), 0.0, 0.0
+        for piece in pieces:
+            value, count = wide.batch_sum(piece)
+            parts = [value.detach().reshape(1), *(g.flatten() for g in gradients(value, wide.parameters))]
+            part = torch.cat([t.to(total) for t in parts])
+            total, counted, lengths = total + part, counted + count, lengths + float(part.norm())
+        return total, [counted, lengths]
+
+    def off(pieces: Sequence[Batch], batch: Batch) -> tuple[float, float]:
+        (whole, (count, size_of_it)), (added, (counted, size_of_them)) = sums([batch]), sums(pieces)
+        scale = max(size_of_it, size_of_them)
+        apart = abs(count - counted) / max(abs(count), abs(counted), 1e-300)
+        return max(float((whole - added).norm()) / (scale or 1.0), apart), scale
+
+    for batch in wide.batches:
+        pieces = list(split(batch, size))
+        if len(pieces) == 1:
+            continue
+        try:
+            with strict_arithmetic():
+                gap, scale = off(pieces, batch)
+                if gap > allowed:  # a network may cast inside: what other last places change is no coupling
+                    plain, moved = sums([batch])[0], 0.0
+                    for seed in range(4):
+                        with suppress(RuntimeError, NotImplementedError), LastPlaces(seed):
+                            moved = max(moved, float((sums([batch])[0] - plain).norm()))
+                    gap -= ROUNDING * moved / scale
+            reason = f"differs from that of its pieces of {size} by {gap:.0e}" if gap > allowed else ""
+        except FAILURES as error:
+            if is_out_of_memory(error):
+                raise
+            reason = f"cannot be had in pieces of {size} ({' '.join(str(error).split())[:120]})"
+        if reason:
+            raise ProblemError(
+                f"the loss of a batch of {length_of(batch)} samples {reason}: its samples see each other",
+                "leave --batch-size out; batches of a loss of your own stay as your data makes them",
+            )
 
 
 def products(objective: Objective, operator: str, way: tuple[str, str, bool], rows: Tensor) -> Tensor:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from landscape.agreement import Referee, RefusedError
+from landscape.agreement import Referee, RefusedError, require_separable
 from landscape.arithmetic import is_out_of_memory
 from landscape.batches import even_size, length_of, share_of, take, tensors_of
 from landscape.curvature import Product, Tensors, builder_of, require_differentiable
@@ -106,6 +106,8 @@ class _Planner:
         piece = take(min(self.whole.batches, key=length_of), slice(0, PIECE if self.whole.cuttable else None))
         require_differentiable(self.whole.batch_sum(piece)[0])
         if self.request.batch_size is not None:
+            if not self.whole.cuttable:
+                require_separable(self.whole, self.request.batch_size)
             self.objective = self.whole.with_chunks(self.request.batch_size)
         best = self._first_that_works()
         self.job = best.seconds * self.request.expected_products

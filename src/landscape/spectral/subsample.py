@@ -116,7 +116,8 @@ def measure_parts(
     plan: dict[str, Any] = {}
     for batches in many:
         part = CurvatureOperator(objective.with_batches(batches), operator, memory=memory, **plan)
-        plan = {"strategy": part.plan.strategy, "batch_size": part.plan.chunk or None}  # timed once
+        chunk = part.plan.chunk or None
+        plan = {"strategy": part.plan.strategy, "batch_size": chunk if objective.cuttable else None}  # timed once
         traces.append(_trace(part, seed))
         spent += part.products / len(many)
     tell(len(parts) + 1, len(parts) + 1)
