@@ -308,6 +308,36 @@ def test_token_weights_over_ragged_batches(cut: tuple[int, int]) -> None:
         close(dense(CurvatureOperator(objective_of(custom), batch_size=size)), reference, rounding(torch.float64, 1000))
 
 
+class Fourier(nn.Module):
+    """Complex weights kept as pairs of numbers, after an odd number of others."""
+
+    def __init__(self, before: int) -> None:
+        super().__init__()
+        self.before = nn.Parameter(torch.linspace(-1, 1, before))
+        self.pairs = nn.Parameter(torch.stack([torch.linspace(0.1, 1, 3), torch.linspace(1, -0.5, 3)], dim=1))
+
+    def forward(self, x: Tensor, viewed: bool = True) -> Tensor:
+        spectrum = torch.fft.rfft(torch.tanh(x * self.before.sum()))
+        real, imaginary = self.pairs.unbind(-1)
+        weights = torch.view_as_complex(self.pairs) if viewed else torch.complex(real, imaginary)
+        return torch.fft.irfft(spectrum * weights, n=4)
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+@pytest.mark.parametrize("before", [1, 2, 3])
+def test_pairs_seen_as_complex_numbers_anywhere_in_the_flat_vector(strategy: str, before: int) -> None:
+    x, y = torch.randn(9, 4, generator=seeded(0)), torch.randn(9, 4, generator=seeded(1))
+
+    def loss(viewed: bool) -> Callable[[nn.Module, tuple[Tensor, Tensor]], tuple[Tensor, int]]:
+        return lambda model, batch: ((model(batch[0], viewed) - batch[1]).square().sum(), len(batch[0]))
+
+    found, truth = (
+        dense(CurvatureOperator(objective_of(Problem(Fourier(before), [(x, y)], loss(viewed))), strategy=how))
+        for viewed, how in ((True, strategy), (False, "kept"))
+    )
+    close(found, truth, rounding(torch.float64))
+
+
 COUPLED: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "contrastive": lambda z, y: F.cross_entropy(z @ y.T, torch.arange(len(z)), reduction="sum"),
     "variance": lambda z, y: ((z - z.mean(0)) ** 2).sum() + ((z - y) ** 2).sum(),

@@ -28,12 +28,17 @@ Product = Callable[[Tensors], Tensors]
 Builder = Callable[[Objective, Batch], Product]
 
 
+def _aligned(part: Tensor) -> Tensor:
+    """A part of a flat vector where it can be seen as complex numbers: those begin at an even place."""
+    return part.clone() if part.shape[-1:] == (2,) and part.storage_offset() % 2 else part
+
+
 def _loop(one: Product) -> Product:
     """A block product from a product of single vectors."""
 
     def block(vectors: Tensors) -> Tensors:
         width = vectors[0].shape[0]
-        columns = [one(tuple(v[j] for v in vectors)) for j in range(width)]
+        columns = [one(tuple(_aligned(v[j]) for v in vectors)) for j in range(width)]
         if width == 1:
             return tuple(c.unsqueeze(0) for c in columns[0])
         return tuple(torch.stack(parts) for parts in zip(*columns, strict=True))
