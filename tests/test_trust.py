@@ -63,6 +63,32 @@ def test_rows_that_backward_leaves_alone_are_no_false_alarm(seed: int) -> None:
     assert (objective.refused, doubts) == ({}, []), f"seed {seed}"
 
 
+class Experts(nn.Module):
+    """Linear experts, mixed by a softmax."""
+
+    def __init__(self, inputs: int, outputs: int) -> None:
+        super().__init__()
+        self.gate = nn.Linear(inputs, 3)
+        self.experts = nn.ModuleList(nn.Linear(inputs, outputs) for _ in range(3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return (self.gate(x).softmax(-1)[:, None] * torch.stack([e(x) for e in self.experts], -1)).sum(-1)
+
+
+def test_no_false_alarm_where_a_few_samples_are_all_but_certain() -> None:
+    """The loss is a sum of one to three numbers of the size of rounding, whose differences say nothing."""
+    for seed in range(40):
+        drawn = random.Random(seed)
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            model = Experts(3, drawn.randint(2, 4)).double()
+            for parameter in model.parameters():
+                parameter.data *= 3
+            x = drawn.choice([20, 50, 100, 1e4]) * torch.randn(drawn.randint(1, 3), 3, dtype=torch.float64)
+        objective, _ = trusted(build_objective(Problem(model, (x, model(x).argmax(1)), "cross_entropy")), "hessian", 0)
+        assert objective.refused == {}, f"seed {seed}"
+
+
 class Wrong(torch.autograd.Function):
     """tanh with a backward that is off by a factor."""
 

@@ -25,6 +25,8 @@ EXACT = frozenset({
     "zeros", "zeros_like",
 })
 # fmt: on
+# In units of eps: what rounds to a last place at least, and has the size of one on average.
+LEAST, MOST = 0.75, 1.25
 # Their rounding is that of 1, whatever the result: inside is the logarithm of a sum that is 1 or more.
 ABSOLUTE = frozenset({"_log_softmax"})
 
@@ -39,7 +41,10 @@ def _has_memory(tensor: Tensor) -> bool:
 
 
 class LastPlaces(TorchDispatchMode):  # type: ignore[no-untyped-call,unused-ignore]
-    """Inside, every floating-point result is multiplied by 1 ± eps of its own dtype, signs drawn at random."""
+    """Inside, every floating-point result is multiplied by 1 ± about eps of its own dtype, drawn at random.
+
+    Not by eps itself: in the sum of a few numbers, half of the draws would cancel to nothing.
+    """
 
     def __init__(self, seed: int) -> None:
         super().__init__()  # type: ignore[no-untyped-call,unused-ignore]
@@ -67,9 +72,10 @@ class LastPlaces(TorchDispatchMode):  # type: ignore[no-untyped-call,unused-igno
         return result
 
     def _signed_eps(self, like: Tensor) -> Tensor:
+        generator, eps = self._generator(like.device), torch.finfo(like.dtype).eps
         signs = torch.empty(like.shape, dtype=like.dtype, device=like.device)
-        signs.bernoulli_(0.5, generator=self._generator(like.device)).sub_(0.5)
-        return signs.mul_(2 * torch.finfo(like.dtype).eps)
+        signs.bernoulli_(0.5, generator=generator).sub_(0.5).mul_(2 * eps)
+        return signs.mul_(torch.empty_like(signs).uniform_(LEAST, MOST, generator=generator))
 
     def _generator(self, device: torch.device) -> torch.Generator:
         if device not in self._generators:
