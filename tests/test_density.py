@@ -252,6 +252,17 @@ def test_multiples_of_the_identity_have_finite_densities(scale: float, exact: bo
     assert histogram_lines(r.arrays())
 
 
+@pytest.mark.parametrize("products", [None, 5])
+@pytest.mark.parametrize("exact", [True, False])
+def test_a_kernel_stands_where_all_eigenvalues_are_zero(products: int | None, exact: bool) -> None:
+    """Also where too few products were allowed for taking one out."""
+    settings = {"exact": exact, "density_width": 0.1, "max_products": products}
+    r = landscape.spectrum(quadratic(np.zeros(12), 0), **settings)
+    expected = np.exp(-0.5 * (r.grid / 0.1) ** 2) / (0.1 * np.sqrt(2 * np.pi))
+    for density in (r.density_low, r.density, r.density_high):
+        assert np.allclose(density, expected)
+
+
 def test_a_kernel_of_given_width_is_the_one_of_the_papers() -> None:
     """Gaussians at what is stored; its interval, averaged over the grid, contains the smoothed true spectrum."""
     inside = []

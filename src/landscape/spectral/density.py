@@ -196,6 +196,9 @@ def _smoothed_bounds(measure: Measure, grid: np.ndarray, width: float) -> tuple[
     at = _kernels(grid, edges, width)
     inside = (grid[:, None] >= edges[:-1]) & (grid[:, None] <= edges[1:])
     peak = float(_kernels(np.zeros(1), np.zeros(1), width)[0, 0])
+    if len(edges) == 1:  # all of it is at one place
+        there = at[:, 0] * measure.weight.sum(axis=1, keepdims=True)
+        return there, there
     upper = np.where(inside, peak, np.maximum(at[:, 1:], at[:, :-1]))
     lower = np.minimum(at[:, 1:], at[:, :-1])
     total = most[:, -1:]
