@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import landscape
-from landscape.errors import ProblemError, UsageError
+from landscape.errors import ProblemError
 from landscape.objective import build_objective
 from landscape.problem import Problem
 
@@ -103,7 +103,8 @@ def test_what_cannot_be_is_refused() -> None:
         build_objective(plain)
     assert "--batchnorm batch" in str(refused.value.hint)
     whole = Problem(convolutional(0), batches(0), "cross_entropy", batchnorm="batch")
-    with pytest.raises(UsageError):
+    with pytest.raises(ProblemError, match="see each other") as refused:
         landscape.spectrum(whole, batch_size=2)
+    assert "leave --batch-size out" in str(refused.value.hint)
     with pytest.raises(ProblemError):
         Problem(convolutional(0), batches(0), "cross_entropy", batchnorm="train")

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+import landscape
 from landscape import passes
 from landscape.batches import length_of
 from landscape.objective import build_objective
@@ -124,6 +125,6 @@ def test_a_loss_of_ones_own_is_cut_only_when_told() -> None:
 
     loss: Callable[..., Any] = own
     assert [length_of(b) for b in build_objective(Problem(model, (x, y), loss)).batches] == [30]
-    cut = build_objective(Problem(model, (x, y), loss), batch_size=7)
-    assert [length_of(b) for b in cut.batches] == [7, 7, 7, 7, 2]
-    assert cut.count == 30
+    cut = landscape.spectrum(Problem(model, (x, y), loss), batch_size=7, exact=False, density=False, top=1, bottom=1)
+    assert (cut.spent.plan["chunk"], cut.spent.plan["chunks"]) == (7, 5)
+    assert cut.samples == 30

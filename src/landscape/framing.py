@@ -143,7 +143,6 @@ def _objective(problem: Problem, used: list[Batch], settings: SliceSettings) -> 
         batches=used,
         device=device,
         dtype=settings.dtype(own),
-        batch_size=settings.batch_size,
         memory=settings.memory,
     )
     if "accuracy" in settings.measured:
@@ -202,7 +201,8 @@ def _checked_in(
 ) -> tuple[Grid, Checked]:
     objective = surface.objective.in_dtype(dtype)
     if objective.cuttable:
-        objective = objective.with_chunks(CHECKED)
+        at_once = surface.objective.at_once  # in its own arithmetic; in float64 products take several times as much
+        objective = objective.with_chunks(CHECKED if at_once is None else max(1, min(CHECKED, at_once // 4)))
     plane = surface.directions.to(dtype)
     exact = exact_derivatives(objective, plane, settings.memory)
     grid = _grid(directions, settings, exact, float(surface.start.norm()))

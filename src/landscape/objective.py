@@ -25,8 +25,8 @@ from landscape.batches import (
     take,
     tensors_of,
 )
-from landscape.batchnorm import batchnorm_statistics, refuse_batch_statistics, take_batch_statistics
-from landscape.errors import NumericalError, ProblemError, UsageError
+from landscape.batchnorm import refuse_batch_statistics, take_batch_statistics
+from landscape.errors import NumericalError, ProblemError
 from landscape.graph import SCALED, reaches
 from landscape.memory import release_cached
 from landscape.moving import moved_model, refuse_complex, require_same_loss, require_unchanged
@@ -242,7 +242,6 @@ def build_objective(
     device: torch.device | str = "cpu",
     dtype: torch.dtype | None = None,
     ranks: Ranks = ALONE,
-    batch_size: int | None = None,
     memory: int | None = None,
 ) -> Objective:
     """Copy the model, bring the data to the device, check that the loss is a fixed function of θ.
@@ -253,13 +252,11 @@ def build_objective(
         params: glob patterns of the parameters to differentiate by; all trainable ones if empty.
         device, dtype: where and in which arithmetic; dtype defaults to the model's own, at least float32.
         ranks: the processes that share the data; each passes all of it and keeps its shard.
-        batch_size: most samples a pass, also of a loss that is not known to be a sum over samples; None: as many as
-            fit, where the loss may be cut.
         memory: bytes that the process may use, if the user has said so.
 
     Raises:
         ProblemError: bad data, a loss that is not (sum, count), a model that answers differently twice.
-        UsageError: a pattern of `params` matches nothing; `batch_size` would cut the batches of batch statistics.
+        UsageError: a pattern of `params` matches nothing.
         NumericalError: the loss at the checkpoint is NaN or Inf.
     """
     device = torch.device(device)
@@ -280,13 +277,6 @@ def build_objective(
         _refuse_scaled(model)
         everything = read_batches(problem) if batches is None else batches
         moved = [move(b, device, dtype) for b in ranks.shard(everything, problem.per_sample)]
-        if batch_size is not None:
-            if batchnorm_statistics(model) == "batch":
-                raise UsageError(
-                    "--batch-size would change the loss: with --batchnorm batch, statistics are those of whole batches",
-                    "leave --batch-size out, and give the data in batches of the size that training had",
-                )
-            moved = rechunk(moved, max(1, batch_size))
         at_once = samples_at_once(model, loss, moved, memory) if problem.per_sample else None
         if at_once is not None:
             moved = rechunk(moved, at_once)
@@ -295,7 +285,7 @@ def build_objective(
         in_portions(lambda b: _check_fixed(model, loss, b), few, problem.per_sample)
         if (own, first.device.type) != (dtype, device.type):
             given = ranks.shard(everything, problem.per_sample)[0]
-            if problem.per_sample or batch_size is not None:
+            if problem.per_sample:
                 given = take(given, slice(0, length_of(few)))
             _compare_own(problem, model, given, few)
         _require_reached(model, loss, moved, chosen, problem.per_sample)

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from landscape.agreement import require_separable
 from landscape.arithmetic import resolve_device, resolve_dtype
 from landscape.batches import chosen
 from landscape.batchnorm import batchnorm_statistics
@@ -129,9 +130,11 @@ def _objective(problem: Problem, settings: SpectrumSettings, ranks: Ranks) -> tu
         device=resolve_device(settings.device),
         dtype=resolve_dtype(settings.precision, own),
         ranks=ranks,
-        batch_size=settings.batch_size,
         memory=settings.memory,
     )
+    if settings.batch_size is not None and not objective.cuttable:
+        require_separable(objective, settings.batch_size)
+        objective = objective.with_chunks(settings.batch_size)
     return objective, population
 
 
