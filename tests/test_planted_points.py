@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+import landscape
 from landscape.certifying import certify_stack
 from landscape.descending_large import certify_large
 from landscape.gradient_scale import PARTS, part_gradients, part_gradients_of
@@ -34,6 +35,73 @@ def test_no_verdict_is_false(kind: str) -> None:
 def test_no_verdict_of_hundreds_is_false(kind: str) -> None:
     faults = [f for f in (fault(kind, seed) for seed in range(1000, 1000 + (10 if kind in DESCENTS else 40))) if f]
     assert not faults, faults
+
+
+def both(t: Tensor) -> Tensor:
+    return torch.stack([t, -t])
+
+
+# Steps and choices: a corner at t = 0, where autograd follows what was chosen.
+CHOICES: dict[str, Callable[[Tensor], Tensor]] = {
+    "abs of complex numbers": lambda t: torch.complex(t, 0 * t).abs(),
+    "argmax": lambda t: both(t)[both(t).argmax()],
+    "bucketize": lambda t: t * torch.bucketize(t.detach(), torch.zeros(1, dtype=t.dtype)),
+    "ceil": lambda t: t * torch.ceil(t),
+    "copysign": lambda t: t * torch.copysign(torch.ones_like(t), t.detach()),
+    "cummax": lambda t: both(t).cummax(0).values[1],
+    "equality": lambda t: t * torch.where(t == 0, 0.0, torch.sign(t.detach())),
+    "floor": lambda t: t * torch.floor(t),
+    "floor_divide": lambda t: t * torch.floor_divide(t.detach(), 2.0),
+    "frac": lambda t: -t * torch.frac(t + 1),
+    "heaviside": lambda t: t * torch.heaviside(t.detach(), torch.zeros_like(t)),
+    "integers": lambda t: t * (t.detach() + 1).long(),
+    "kthvalue": lambda t: both(t).kthvalue(2).values,
+    "median": lambda t: torch.stack([t, -t, 2 * t]).median(),
+    "quotient": lambda t: t * torch.div(t, 0.5, rounding_mode="floor"),
+    "remainder": lambda t: -t * torch.remainder(t, 1.0),
+    "round": lambda t: t * torch.round(t + 0.5),
+    "searchsorted": lambda t: t * torch.searchsorted(torch.zeros(1, dtype=t.dtype), t.detach().reshape(1)).sum(),
+    "sort": lambda t: both(t).sort().values[1],
+    "topk": lambda t: both(t).topk(1).values.sum(),
+    "trunc": lambda t: t * torch.trunc(t + 1),
+}
+
+
+class Point(nn.Module):
+    """A loss that is a function of two parameters, at zero."""
+
+    def __init__(self, function: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.theta, self.function = nn.Parameter(torch.zeros(2, dtype=torch.float64)), function
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.function(self.theta) * x[:, 0]
+
+
+def verdict_at(corner: Callable[[Tensor], Tensor], sign: int, away: float) -> tuple[str, float, float]:
+    """Of sign · (K(t) − g t) + 10 t² + s² at 0, autograd's slope g taken out; and its true slopes to either side."""
+    at = torch.tensor(away, dtype=torch.float64, requires_grad=True)
+    (slope,) = torch.autograd.grad(corner(at), at)
+
+    def loss(theta: Tensor) -> Tensor:
+        t, s = theta
+        return sign * (corner(t + away) - slope * t) + 10 * t**2 + s**2
+
+    x = torch.ones(3, 1, dtype=torch.float64)
+    problem = Problem(Point(loss), [(x, x)], lambda model, batch: (model(batch[0]).sum(), len(batch[0])))
+    sides = [float(loss(torch.tensor([h, 0.0], dtype=torch.float64)) - loss(torch.zeros(2))) for h in (1e-6, -1e-6)]
+    return landscape.escape(problem, certify_only=True).point_verdict, sides[0] / 1e-6, sides[1] / 1e-6
+
+
+@pytest.mark.parametrize("name", CHOICES)
+def test_no_minimum_at_a_step_or_a_tie_from_which_the_loss_falls(name: str) -> None:
+    falls = False
+    for sign in (1, -1):
+        verdict, right, left = verdict_at(CHOICES[name], sign, 0.0)
+        falls |= min(right, left) < -1e-4
+        assert verdict != "minimum" or min(right, left) > -1e-4, f"sign {sign}: {right:.2g} and {left:.2g} to the sides"
+        assert verdict_at(CHOICES[name], sign, 0.25)[0] == "minimum"
+    assert falls
 
 
 @pytest.mark.parametrize("kind", ["idle neuron", "zero network", "concave kink"])

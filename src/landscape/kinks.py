@@ -172,13 +172,19 @@ class _Scan(TorchDispatchMode):  # type: ignore[no-untyped-call]
         out = func(*args, **(kwargs or {}))
         name = func.overloadpacket.__name__.rstrip("_")
         rule = RULES.get(name)
-        floating = bool(args) and isinstance(args[0], Tensor) and args[0].is_floating_point() and args[0].numel()
-        if rule is not None and floating:
+        floating = bool(args) and isinstance(args[0], Tensor) and not _whole(args[0]) and args[0].numel()
+        found = rule(func, args, kwargs or {}, out) if rule is not None and floating else None
+        if found is not None:
             self.met = True
-            at = int(rule(func, args, kwargs or {}, out))
+            at = int(found)
             if at:
                 self.found[f"{name} in {self.modules[-1]}" if self.modules and self.modules[-1] else name] += at
         return out
+
+
+def _whole(x: Tensor) -> bool:
+    """Integers and booleans."""
+    return not (x.is_floating_point() or x.is_complex())
 
 
 def _near(x: Tensor, corner: Any) -> Tensor:
@@ -244,14 +250,61 @@ def _bounded(func: Any, args: Any, kwargs: Any, out: Any) -> Tensor:
     return _near((args[0] - args[1]).detach().abs(), width)
 
 
+def _argument(func: Any, args: Any, kwargs: Any, name: str) -> Any:
+    """An argument of an operator by its name; None where it has none, or it is left out."""
+    for place, argument in enumerate(func._schema.arguments):
+        if argument.name == name:
+            return args[place] if place < len(args) else kwargs.get(name, argument.default_value)
+    return None
+
+
+def _tied(func: Any, args: Any, kwargs: Any, out: Any) -> Tensor:
+    """Neighbours in the order of an axis that could as well be the other way round."""
+    x, dim = args[0].detach(), _argument(func, args, kwargs, "dim")
+    x, dim = (x.flatten(), 0) if dim is None or not x.dim() else (x, dim)
+    slack = ULPS * torch.finfo(x.dtype).eps * x.abs().amax()
+    close: Tensor = x.sort(dim).values.diff(dim=dim) <= slack
+    return close.sum()
+
+
+def _stepping(offset: float = 0.0) -> Callable[..., Tensor | None]:
+    """Quotients (by 1, if by nothing) that are whole numbers and this offset."""
+
+    def rule(func: Any, args: Any, kwargs: Any, out: Any) -> Tensor | None:
+        x, by = args[0].detach(), _argument(func, args, kwargs, "other")
+        if func.overloadpacket.__name__.startswith("div") and not _argument(func, args, kwargs, "rounding_mode"):
+            return None
+        x = (x if by is None else x / by) - offset
+        return _near(x, x.detach().round())
+
+    return rule
+
+
+def _truncated(func: Any, args: Any, kwargs: Any, out: Any) -> Tensor | None:
+    """Numbers that become integers, where the integer changes."""
+    x = args[0].detach()
+    return _near(x, x.round()) if _whole(out) else None
+
+
+def _between(func: Any, args: Any, kwargs: Any, out: Any) -> Tensor:
+    """Numbers at a boundary of bins."""
+    bounds = _argument(func, args, kwargs, "boundaries")
+    bounds, x = (args[0], args[1]) if bounds is None else (bounds, args[0])
+    x = torch.as_tensor(x).detach()
+    if bounds.dim() == 1:
+        return _near(x.unsqueeze(-1), bounds.to(x))
+    return _near(x.unsqueeze(-1), bounds.to(x).unsqueeze(-2))
+
+
 def _vanished(func: Any, args: Any, kwargs: Any, out: Any) -> Tensor:
     """Norms of zero."""
     zero: Tensor = out.detach() == 0
     return zero.sum()
 
 
-# Piecewise linear functions, and those whose second derivative jumps, by their name in ATen.
-RULES: dict[str, Callable[..., Tensor]] = {
+# Piecewise linear functions, steps and choices, and those whose second derivative jumps, by their name in ATen. A rule
+# says None where nothing bends.
+RULES: dict[str, Callable[..., Tensor | None]] = {
     **dict.fromkeys(
         ("relu", "leaky_relu", "_prelu_kernel", "rrelu_with_noise", "abs", "elu", "celu", "selu", "sgn", "sign"),
         _at(0.0),
@@ -260,7 +313,16 @@ RULES: dict[str, Callable[..., Tensor]] = {
     "threshold": lambda func, args, kwargs, out: _near(args[0].detach(), float(args[1])),
     "hardtanh": _given((-1.0, 1.0)),
     **dict.fromkeys(("clamp", "clamp_min", "clamp_max", "maximum", "minimum", "fmax", "fmin"), _given()),
-    **dict.fromkeys(("gt", "ge", "lt", "le"), _given()),
+    **dict.fromkeys(("gt", "ge", "lt", "le", "eq", "ne"), _given()),
+    **dict.fromkeys(("heaviside", "signbit", "angle"), _at(0.0)),
+    "copysign": lambda func, args, kwargs, out: _near(torch.as_tensor(args[1]).detach(), 0.0),
+    **dict.fromkeys(("floor", "ceil", "trunc", "frac", "fmod", "remainder", "floor_divide", "div"), _stepping()),
+    "round": _stepping(0.5),
+    "_to_copy": _truncated,
+    **dict.fromkeys(("bucketize", "searchsorted"), _between),
+    **dict.fromkeys(
+        ("sort", "topk", "kthvalue", "median", "nanmedian", "mode", "argmax", "argmin", "cummax", "cummin"), _tied
+    ),
     **dict.fromkeys(("softshrink", "hardshrink"), _given((0.5,), (-1.0, 1.0))),
     **dict.fromkeys(("max", "min", "amax", "amin"), _largest),
     **dict.fromkeys(
