@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from torch.nn.utils.parametrizations import weight_norm
 from torch.utils.checkpoint import checkpoint
 
-from landscape import Problem, spectrum
+from landscape import Problem, descend, escape, spectrum
 from landscape.errors import ProblemError
 from landscape.objective import build_objective
 from landscape.spectral.trust import trusted
@@ -228,6 +228,35 @@ def test_a_small_asymmetric_part_beside_large_eigenvalues_is_not_certified(kind:
     for exact in (True, False):
         with pytest.raises(ProblemError, match=r"because of 'inner.*u·Hv"):
             spectrum(Problem(model, data, "mse"), exact=exact)
+
+
+@pytest.mark.filterwarnings("ignore:There is a performance drop")
+def test_no_certificate_of_an_asymmetric_hessian() -> None:
+    for made in (lambda p: escape(p, certify_only=True), lambda p: descend(p, steps=1, method="newton")):
+        with pytest.raises(ProblemError, match="Hessian is not symmetric") as caught:
+            made(liar("weight_norm", 0))
+        assert "landscape doctor" in str(caught.value.hint)
+
+
+UNFINISHED: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "hardsigmoid": lambda z, t: F.hardsigmoid(z).sum(),
+    "multi_margin_loss": lambda z, t: F.multi_margin_loss(z, t, reduction="sum"),
+}
+
+
+@pytest.mark.filterwarnings("ignore:There is a performance drop")
+@pytest.mark.parametrize("name", UNFINISHED)
+def test_functions_without_a_second_derivative_are_an_error_everywhere(name: str) -> None:
+    problem = liar("backward", 0)
+
+    def loss(model: nn.Module, batch: Any) -> tuple[Tensor, int]:
+        return UNFINISHED[name](model(batch[0]), batch[1]), len(batch[1])
+
+    torch.manual_seed(0)
+    honest_one = Problem(nn.Linear(problem.data[0].shape[1], 4), [problem.data], loss)
+    for made in (spectrum, escape, descend):
+        with pytest.raises(ProblemError, match=r"cannot be differentiated twice.*not implemented"):
+            made(honest_one)
 
 
 @pytest.mark.parametrize("exact", [True, pytest.param(False, marks=pytest.mark.slow)])

@@ -11,12 +11,15 @@ from torch import Tensor
 
 from landscape.certificate import TAU, TAUS, VANISHING, Certificate, Interval, Kinks, Pair, SecondHalf
 from landscape.ensemble import Stack
+from landscape.errors import ProblemError
 from landscape.gradient_scale import gradient_noise, part_gradients
 from landscape.kinks import Sides, corners, examine, piecewise
 from landscape.symmetries import Symmetries, neurons, symmetries_of, zero_modes
 
 # Neurons nearer than this whose output weights oppose by more than that are a pair that merges.
 NEAR, OPPOSED = 0.2, 3.0
+# A Hessian may be antisymmetric by this share (a network that casts to float32 inside), and by so many roundings.
+LOPSIDED, ROUNDING = 1e-5, 1e3
 # Bytes of Hessians at a time.
 HESSIAN_BYTES = 2**28
 # Up to so many parameters one member's zero modes are found here: on a GPU every step of it costs a launch.
@@ -40,9 +43,21 @@ class DenseHessians:
 
 
 def dense_hessians(stack: Stack, theta: Tensor, rows: Tensor | None = None) -> DenseHessians:
-    """Hessians of θ [A, P] of the members `rows` [A], decomposed."""
+    """Hessians of θ [A, P] of the members `rows` [A], decomposed.
+
+    Raises:
+        ProblemError: one is not symmetric beyond rounding: autograd's Hessian is not that of the loss.
+    """
     matrix, asymmetry = stack.hessians_measured(theta, rows)
     finite = torch.isfinite(matrix).flatten(1).all(1)
+    size, eps = matrix.flatten(1).norm(dim=1), torch.finfo(theta.dtype).eps
+    allowed = LOPSIDED * size + ROUNDING * eps * (size + stack.saturation(theta, rows))
+    if bool((finite & (asymmetry > allowed)).any()):
+        worst = float((asymmetry / size)[finite & (asymmetry > allowed)].max())
+        raise ProblemError(
+            f"the Hessian is not symmetric: its antisymmetric part is {worst:.0e} of it, more than rounding makes",
+            "`landscape doctor` looks for the layer whose second derivative is wrong",
+        )
     safe = torch.where(finite[:, None, None], matrix, torch.zeros_like(matrix))
     return DenseHessians(safe, finite, asymmetry, *torch.linalg.eigh(safe))
 

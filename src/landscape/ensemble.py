@@ -387,6 +387,11 @@ class _Holder(nn.Module):
 def _unstackable(error: Exception) -> Exception:
     """PyTorch's complaint about what `vmap` cannot do, as an error for the user; ours as they are."""
     text = str(error)
+    if isinstance(error, RuntimeError) and "derivative" in text and "not implemented" in text:
+        return ProblemError(
+            f"this model cannot be differentiated twice: {text.strip().splitlines()[0][:200]}",
+            "write that function in plain tensor operations; `landscape doctor` names the layer",
+        )
     if isinstance(error, RuntimeError) and any(word in text for word in ("vmap", "functorch", "in-place", "batching")):
         first = text.strip().splitlines()[0][:200]
         return ProblemError(
