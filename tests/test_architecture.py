@@ -24,7 +24,8 @@ RANKS: dict[str, int] = {
             "protocols result_checks",
             "analyses",
             "evidence",
-            "atomic piece_files wisdom checkpoint unpickling weights fitting exported loading problem_file coordinates "
+            "atomic piece_files wisdom checkpoint unpickling weights folders fitting adapters exported loading "
+            "problem_file arguments run_config coordinates "
             "store sweep sweep_text run_files training training_stacks sweeps executors figures surface_files "
             "exports reports",
             "cli",

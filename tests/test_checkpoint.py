@@ -8,7 +8,6 @@ import datetime
 import json
 import pathlib
 import sys
-import zipfile
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -190,17 +189,30 @@ def test_own_classes_are_named_and_can_be_skipped(tmp_path: Path, thing: object)
     assert_same(read_checkpoint(tmp_path / "c.pt", [name]).state, net().state_dict())
 
 
-def test_whole_models_and_torchscript_are_refused_with_the_remedy(tmp_path: Path) -> None:
-    for new_format in (True, False):
-        torch.save(net(), tmp_path / "whole.pt", _use_new_zipfile_serialization=new_format)
-        with pytest.raises(CheckpointError, match="whole pickled model") as caught:
-            read_checkpoint(tmp_path / "whole.pt")
-        assert "state_dict" in (caught.value.hint or "")
-    with zipfile.ZipFile(tmp_path / "script.pt", "w") as archive:
-        for name in ("data.pkl", "constants.pkl", "code/x.py"):
-            archive.writestr(f"script/{name}", b"x")
-    with pytest.raises(CheckpointError, match="TorchScript"):
-        read_checkpoint(tmp_path / "script.pt")
+class Block(nn.Module):
+    """Stands for a network of the user's own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = net(seed=3)
+        self.scale = nn.Parameter(torch.ones(2))
+        self.register_buffer("passing", torch.ones(1), persistent=False)
+        self.loss = nn.CrossEntropyLoss()
+
+
+def test_whole_models_are_read_without_running_them(tmp_path: Path) -> None:
+    torch.save(net(), tmp_path / "c.pt")
+    found = read_checkpoint(tmp_path / "c.pt")
+    assert_same(found.state, net().state_dict())
+    assert "pickled model" in found.notes[0]
+    torch.save({"net": Block(), "epoch": 3}, tmp_path / "own.pt")
+    with pytest.raises(CheckpointError, match="whole pickled model, with classes of yours") as caught:
+        read_checkpoint(tmp_path / "own.pt")
+    assert f"--allow-global {__name__}.Block" in (caught.value.hint or "")
+    assert_same(read_checkpoint(tmp_path / "own.pt", [f"{__name__}.Block"]).state, Block().state_dict())
+    torch.save(net(), tmp_path / "old.pt", _use_new_zipfile_serialization=False)
+    with pytest.raises(CheckpointError, match=r"format before torch 1\.6"):
+        read_checkpoint(tmp_path / "old.pt")
 
 
 def test_saved_without_checksums_is_noted(tmp_path: Path) -> None:

@@ -138,7 +138,7 @@ def tar_of(path: Path) -> None:
 
 def write_npz(path: Path) -> None:
     with path.open("wb") as file:
-        np.savez(file, a=np.ones(2))
+        np.savez(file, inputs=np.ones((2, 3)), targets=np.ones(2))
 
 
 MISTAKES: dict[str, tuple[Callable[[Path], Any], str, str]] = {
@@ -155,10 +155,10 @@ MISTAKES: dict[str, tuple[Callable[[Path], Any], str, str]] = {
     "tar": (tar_of, "tar archive", "state_dict"),
     "npz": (write_npz, "NumPy", "--data"),
     "tensor": (lambda p: torch.save(torch.ones(2), p), "not named weights", "state_dict"),
-    "list": (lambda p: torch.save([torch.ones(2)], p), "a list, not named", "state_dict"),
+    "list": (lambda p: torch.save([torch.ones(2)], p), "a list, not named", "named_parameters"),
     "number": (lambda p: torch.save(3, p), "not named weights", "state_dict"),
     "no weights": (lambda p: torch.save({"epoch": 3}, p), "no weights .*'epoch'", "state_dict"),
-    "gan": (lambda p: torch.save({"g": {"w": torch.ones(1)}, "d": {"w": torch.ones(1)}}, p), "'g', 'd'", "'g'"),
+    "gan": (lambda p: torch.save({"g": {"w": torch.ones(1)}, "d": {"w": torch.ones(1)}}, p), "'g', 'd'", "--key g,d"),
     "nan": (lambda p: torch.save({"a": torch.ones(2), "b": torch.tensor([1.0, torch.nan])}, p), "Inf in b:", "earlier"),
     "inf": (lambda p: torch.save({"a": torch.tensor(torch.inf)}, p), "NaN or Inf in a", "earlier"),
     "complex": (lambda p: torch.save({"a": torch.ones(2, dtype=torch.complex64)}, p), "'a' is complex", "float"),

@@ -189,6 +189,11 @@ def test_any_names_behind_any_prefixes_are_found(ours: list[str], prefix: str) -
         def state_dict(self, *_args: Any, **_kwargs: Any) -> dict[str, Tensor]:  # type: ignore[override]
             return self.table
 
+        def load_state_dict(self, state: Mapping[str, Tensor], *_args: Any, **_kwargs: Any) -> None:  # type: ignore[override]
+            assert set(state) == set(self.table)
+            for name, tensor in state.items():
+                self.table[name].copy_(tensor)
+
     model = Flat()
     state = {prefix + name: torch.full((1,), float(index + 1)) for index, name in enumerate(ours)}
     load_into(model, in_memory(state))
@@ -202,3 +207,110 @@ def test_models_whose_state_is_made_by_a_hook_are_refused() -> None:
     )
     with pytest.raises(CheckpointError, match="a hook made it"):
         load_into(model, in_memory(net().state_dict()))
+
+
+# ---- through the model's own load_state_dict ------------------------------------------------------------------------
+
+
+class Renamed(nn.Linear):
+    """Was called `lin` once, and says so itself; stored transposed then."""
+
+    def _load_from_state_dict(self, state: dict[str, Tensor], prefix: str, *rest: Any) -> None:  # type: ignore[override]
+        if prefix + "lin" in state:
+            state[prefix + "weight"] = state.pop(prefix + "lin").T
+        super()._load_from_state_dict(state, prefix, *rest)  # type: ignore[arg-type]
+
+
+def test_old_weight_norm_goes_into_new_parametrisations() -> None:
+    with pytest.warns(FutureWarning):
+        old = nn.Sequential(nn.utils.weight_norm(nn.Linear(4, 5)), nn.Linear(5, 3))
+    new = nn.Sequential(nn.utils.parametrizations.weight_norm(nn.Linear(4, 5)), nn.Linear(5, 3))
+    inputs = torch.randn(6, 4)
+    for prefix in ("", "module."):
+        notes = load_into(new, in_memory({prefix + k: v for k, v in old.state_dict().items()}))
+        assert torch.allclose(new(inputs), old(inputs))
+        assert any("converted by the model's own load_state_dict" in note for note in notes)
+    with pytest.raises(CheckpointError, match=r"missing: 1\.bias$"):
+        load_into(new, in_memory({k: v for k, v in old.state_dict().items() if k != "1.bias"}))
+
+
+def test_a_model_may_rename_and_convert_by_itself() -> None:
+    model = nn.Sequential(Renamed(4, 5), nn.Linear(5, 3))
+    state = dict(nn.Sequential(nn.Linear(4, 5), nn.Linear(5, 3)).state_dict())
+    weight = state.pop("0.weight")
+    before = snapshot(model)
+    with pytest.raises(CheckpointError, match=r"missing: 0\.weight; unexpected: 0\.lin"):
+        load_into(model, in_memory({**state, "0.lin": torch.zeros(3, 3)}))
+    assert_same(model.state_dict(), before)
+    load_into(model, in_memory({**state, "0.lin": weight.T}))
+    assert torch.equal(model[0].weight, weight)  # type: ignore[arg-type]
+
+
+def test_a_model_that_leaves_out_what_it_has_a_place_for_is_refused() -> None:
+    class Forgets(nn.Linear):
+        def _load_from_state_dict(self, state: dict[str, Tensor], prefix: str, *rest: Any) -> None:  # type: ignore[override]
+            state.pop(prefix + "bias")
+            super()._load_from_state_dict(state, prefix, *rest)  # type: ignore[arg-type]
+
+    model = Forgets(4, 5)
+    before = snapshot(model)
+    with pytest.raises(CheckpointError, match="says its own load_state_dict: it leaves out bias"):
+        load_into(model, in_memory(nn.Linear(4, 5).state_dict()))
+    assert_same(model.state_dict(), before)
+
+
+def averaged(source: nn.Module) -> dict[str, Tensor]:
+    return dict(torch.optim.swa_utils.AveragedModel(source).state_dict())
+
+
+WRAPPERS: dict[str, Any] = {
+    "swa": averaged,
+    "lightning": lambda m: {
+        **{f"model.{k}": v for k, v in m.state_dict().items()},
+        "criterion.weight": torch.ones(3),
+        "train_acc.total": torch.zeros(()),
+    },
+    "fsdp": lambda m: {f"_fsdp_wrapped_module.{k}": v for k, v in m.state_dict().items()},
+    "fsdp of layers": lambda m: {k.replace(".", "._fsdp_wrapped_module.", 1): v for k, v in m.state_dict().items()},
+    "checkpointed": lambda m: {k.replace(".", "._checkpoint_wrapped_module.", 1): v for k, v in m.state_dict().items()},
+    "backbone": lambda m: {f"backbone.{k}": v for k, v in m.state_dict().items()},
+    "any one": lambda m: {f"whatever.{k}": v for k, v in m.state_dict().items()},
+    "compiled ddp": lambda m: {f"_orig_mod.module.{k}": v for k, v in m.state_dict().items()},
+    "step": lambda m: {**m.state_dict(), "step": torch.tensor(7)},
+    "timm ema": lambda m: {**m.state_dict(), "decay": torch.tensor(0.999), "num_updates": torch.tensor(3)},
+    "half": lambda m: {k: v.half() for k, v in m.state_dict().items()},
+}
+
+
+@pytest.mark.parametrize("wrapper", WRAPPERS)
+def test_what_wrappers_add_does_no_harm(wrapper: str) -> None:
+    source, model = net(seed=1), net(seed=2)
+    source[0].weight.data.copy_(source[0].weight.data.half())  # type: ignore[union-attr, operator]
+    load_into(model, in_memory(WRAPPERS[wrapper](source)))
+    assert torch.equal(model[0].weight, source[0].weight)  # type: ignore[arg-type]
+    assert model[1].num_batches_tracked.dtype == torch.int64  # type: ignore[union-attr]
+
+
+def test_a_learnt_scalar_is_no_counter() -> None:
+    for name, value in (("step", torch.tensor(0.3)), ("decay", torch.tensor(0.9)), ("a.b.step", torch.tensor(3))):
+        with pytest.raises(CheckpointError, match=f"unexpected: {name}"):
+            load_into(net(), in_memory({**net().state_dict(), name: value}))
+
+
+def test_names_are_put_into_the_models_wrapper() -> None:
+    model = nn.ModuleDict({"backbone": net(seed=2)})
+    notes = load_into(model, in_memory(net(seed=1).state_dict()))
+    assert notes == ("prefix backbone. put before names",)
+    assert_same(model["backbone"].state_dict(), net(seed=1).state_dict())
+
+
+def test_hints_of_misfits_name_what_works(tmp_path: Path) -> None:
+    state = {f"ema_model.{k}": v for k, v in net(seed=1).state_dict().items()}
+    state |= {f"online_model.{k}": v for k, v in net(seed=2).state_dict().items()} | {"initted": torch.tensor(True)}
+    torch.save(state, tmp_path / "c.pt")
+    with pytest.raises(CheckpointError) as caught:
+        load_into(net(), read_checkpoint(tmp_path / "c.pt"))
+    assert (caught.value.hint or "").endswith("add --key ema_model")
+    model = net(seed=5)
+    load_into(model, read_checkpoint(tmp_path / "c.pt", key="ema_model"))
+    assert_same(model.state_dict(), net(seed=1).state_dict())

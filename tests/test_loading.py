@@ -15,11 +15,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
+from landscape.arguments import parse_setting
 from landscape.checkpoint import read_checkpoint, write_checkpoint
 from landscape.errors import CheckpointError, LandscapeError, ProblemError, UsageError
 from landscape.loading import load_problem, read_npz
 from landscape.models import build_model
-from landscape.problem_file import parse_setting
 
 FILE = """
 import torch

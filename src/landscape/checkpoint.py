@@ -2,25 +2,29 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import io
-import json
+import shlex
 import sys
+import tarfile
 import zipfile
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from landscape.atomic import write_bytes
 from landscape.errors import CheckpointError
 from landscape.fitting import load_into
+from landscape.folders import is_shard, weight_files
 from landscape.identity import file_sha256
-from landscape.unpickling import RESAVE, load_pickled
-from landscape.weights import checked_weights, find_weights
+from landscape.unpickling import conversion, load_pickled
+from landscape.weights import checked_weights, find_weights, select
 
 __all__ = ["FORMAT", "Checkpoint", "load_into", "read_checkpoint", "write_checkpoint"]
 
@@ -49,12 +53,15 @@ class Checkpoint:
     Attributes:
         path: as the caller wrote it.
         sha256: of the file's bytes, hexadecimal (of a folder: of its weight files').
-        kind: landscape | state_dict | lightning | safetensors | export.
+        kind: landscape | state_dict | lightning | safetensors | export | numpy | adapter.
         state: name -> tensor, dense, finite and on the CPU; parameters and buffers.
         header: our own header, plain types only; {} for foreign files.
         coordinates: width, seed, step … within a sweep, from the header or the path.
         notes: sentences the user should see.
         module: the network itself, for `torch.export` files only.
+        key: which set of weights of the file was asked for, if any. others: the sets that were passed over.
+        config: settings of the run beside the weights in the file, plain, and under which key; None if there are none.
+        adapter: settings of a PEFT adapter, whose tensors `state` holds; None for whole networks.
     """
 
     path: str
@@ -65,6 +72,10 @@ class Checkpoint:
     coordinates: dict[str, Any]
     notes: tuple[str, ...] = ()
     module: nn.Module | None = None
+    key: str | None = None
+    others: tuple[str, ...] = ()
+    config: tuple[str, dict[str, Any]] | None = None
+    adapter: dict[str, Any] | None = None
 
 
 @dataclass(frozen=True)
@@ -73,33 +84,47 @@ class _Content:
 
     kind: str
     state: Mapping[str, Any]
-    header: dict[str, Any]
+    header: dict[str, Any] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
     module: nn.Module | None = None
+    others: tuple[str, ...] = ()
+    config: tuple[str, dict[str, Any]] | None = None
+    adapter: dict[str, Any] | None = None
 
 
-def read_checkpoint(path: str | Path, allow_globals: Sequence[str] = ()) -> Checkpoint:
+@dataclass(frozen=True)
+class _Wish:
+    """What the user said about reading."""
+
+    allow_globals: Sequence[str] = ()
+    key: str | None = None
+
+
+def read_checkpoint(path: str | Path, allow_globals: Sequence[str] = (), key: str | None = None) -> Checkpoint:
     """Read a checkpoint without running anything in it.
 
-    Accepted, told apart by content and not by name: our own files, a bare state_dict, one nested under a usual
-    key, Lightning's, all as written by `torch.save` (the old format too); safetensors; `torch.export` programs; a
-    Hugging Face folder with `model.safetensors`.
+    Accepted, told apart by content and not by name: our own files, a bare state_dict, one nested under any key, a
+    whole pickled model, Lightning's, all as written by `torch.save` (the old format too); safetensors; arrays in
+    `.npz`; `torch.export` programs; a Hugging Face folder with safetensors or `.bin` files, in shards or not; a folder
+    with a PEFT adapter.
 
     Args:
         path: the file or folder.
         allow_globals: full names of classes in the file whose objects may be skipped; they are never imported.
+        key: which of several sets of weights: its key in the file (`state_dict_ema`, `state.model`), or how the names
+            of its tensors begin (`ema_model`).
 
     Raises:
         CheckpointError: what is wrong with the file, and what to do.
     """
     from landscape.coordinates import coordinates_of
 
-    place = Path(path)
+    place, wish = Path(path), _Wish(allow_globals, key)
     before = _stamp(place)
-    if place.is_dir():
-        sha256, content = _read_folder(place)
+    if place.is_dir() or place.name.endswith(".index.json"):
+        sha256, content = _read_folder(place, wish)
     else:
-        sha256, content = _sha256(place), _read_file(place, allow_globals)
+        sha256, content = _sha256(place), _read_file(place, wish)
     if _stamp(place) != before:
         raise CheckpointError(
             f"{path} changed while it was read; a training run is still writing it, perhaps", "try again"
@@ -114,6 +139,10 @@ def read_checkpoint(path: str | Path, allow_globals: Sequence[str] = ()) -> Chec
         coordinates=dict(coordinates_of(str(path), content.header)),
         notes=(*content.notes, *notes),
         module=content.module,
+        key=key,
+        others=content.others,
+        config=content.config,
+        adapter=content.adapter,
     )
 
 
@@ -186,24 +215,29 @@ def _sha256(path: Path) -> str:
         raise CheckpointError(f"{path} cannot be read: {error.strerror or error}", hint) from error
 
 
-def _read_file(path: Path, allow_globals: Sequence[str]) -> _Content:
+def _read_file(path: Path, wish: _Wish) -> _Content:
     """The right reader for a file, chosen by its first bytes. Raises CheckpointError."""
     with path.open("rb") as file:
         start = file.read(512)
     if not start:
         raise CheckpointError(f"{path} is empty (0 bytes): it was never written, or the disk was full", _AGAIN)
+    if is_shard(path):
+        raise CheckpointError(
+            f"{path} is one of several files (shards) that hold a network together", f"name their folder: {path.parent}"
+        )
     if start.startswith(b"PK\x03\x04"):
-        return _read_zip(path, allow_globals)
+        return _read_zip(path, wish)
     if start[8:9] == b"{" and int.from_bytes(start[:8], "little") < path.stat().st_size:
-        return _read_safetensors(path)
+        return _Content("safetensors", select(path, _safetensors(path), wish.key))
     if start[:1] == b"\x80" and start[1:2] <= b"\x05":
-        return _unpack(path, load_pickled(path, allow_globals))
+        return _unpack(path, load_pickled(path, wish.allow_globals), wish)
     raise CheckpointError(*_foreign(path, start))
 
 
 def _foreign(path: Path, start: bytes) -> tuple[str, str]:
     """What a file that is no checkpoint seems to be, and what to do."""
     text = start.lstrip().lower()
+    quoted = shlex.quote(str(path))
     if text.startswith(b"version https://git-lfs"):
         return f"{path} is a Git LFS pointer, not the checkpoint itself", "run `git lfs pull` in its repository"
     if text.startswith((b"<!doctype", b"<html", b"<?xml")):
@@ -217,42 +251,78 @@ def _foreign(path: Path, start: bytes) -> tuple[str, str]:
             "look into results with `landscape info`",
         )
     if start.startswith((b"\x1f\x8b", b"BZh", b"\xfd7zXZ", b"\x28\xb5\x2f\xfd")):
-        return f"{path} is compressed", "unpack it first (gunzip, xz -d, zstd -d)"
+        tool = {b"\x1f": "gunzip", b"B": "bunzip2", b"\xfd": "xz -d", b"\x28": "zstd -d"}[start[:1]]
+        if ".tar" in path.suffixes or path.suffix == ".tgz":
+            tool = f"tar -xf {quoted}"
+            return f"{path} is a compressed tar archive", f"unpack it, and name the checkpoint inside: {tool}"
+        return f"{path} is compressed", f"unpack it first: {tool} < {quoted} > {shlex.quote(path.stem + '.unpacked')}"
     if start[257:262] == b"ustar":
+        return _foreign_tar(path)
+    if start.startswith(b"GGUF"):
         return (
-            f"{path} is a tar archive; torch before 0.1.10 wrote such checkpoints, and they cannot be read safely",
-            "unpack it, or load it with an old torch and save its state_dict again",
+            f"{path} is a GGUF file, quantised for inference",
+            "take the float weights that it was made from (.safetensors or .bin)",
         )
     return f"{path} is not a PyTorch checkpoint, or its beginning is damaged", _AGAIN
 
 
-def _read_zip(path: Path, allow_globals: Sequence[str]) -> _Content:
+def _foreign_tar(path: Path) -> tuple[str, str]:
+    with contextlib.suppress(Exception), tarfile.open(path) as archive:
+        names = archive.getnames()
+        if not {"storages", "pickle", "tensors"} & {Path(name).name for name in names}:
+            unpack = f"unpack it, and name the checkpoint inside: tar -xf {shlex.quote(str(path))}"
+            return f"{path} is a tar archive ({', '.join(names[:5])})", unpack
+    return (
+        f"{path} is a tar archive; torch before 0.1.10 wrote such checkpoints, and they cannot be read safely",
+        "load it with an old torch and save its state_dict again",
+    )
+
+
+def _read_zip(path: Path, wish: _Wish) -> _Content:
     """A zip file: `torch.save`, `torch.export`, or what cannot be used. Raises CheckpointError."""
     from landscape.exported import read_exported
 
-    note = _check_zip(path)
-    with zipfile.ZipFile(path) as archive:
-        names = {name.partition("/")[2] or name for name in archive.namelist()}
+    names = _zip_names(path)
     if "constants.pkl" in names or any(name.startswith("code/") for name in names):
         raise CheckpointError(
             f"{path} is a TorchScript archive: it holds code, and second derivatives cannot go through TorchScript",
-            f"{RESAVE}, and pass --problem problem.py:problem with a function that builds the model",
+            "take its weights out, and pass --problem with a function that builds the model: "
+            + conversion(path, "torch.jit.load(sys.argv[1], map_location='cpu').state_dict()"),
         )
     if "serialized_exported_program.json" in names:
         raise CheckpointError(
             f"{path} is a torch.export file of torch before 2.8", "export and save it again with a newer torch"
         )
+    if names and all(name.endswith(".npy") for name in names):
+        return _read_arrays(path, names, wish)
+    if "data.pkl" not in names and "archive_format" not in names:
+        inside = [n for n in _zip_names(path, whole=True) if n.endswith((".pth", ".pt", ".ckpt", ".h5", ".bin"))]
+        raise CheckpointError(
+            f"{path} is a zip archive, not a checkpoint" + (f"; it holds {', '.join(inside[:5])}" if inside else ""),
+            "unpack it, and give the checkpoint inside: "
+            f"python -m zipfile -e {shlex.quote(str(path))} {shlex.quote(path.stem)}",
+        )
+    note = _check_zip(path)
     if "archive_format" in names:
         module = read_exported(path)
         return _Content("export", module.state_dict(), {}, note, module)
-    if "data.pkl" not in names:
-        npz = all(name.endswith(".npy") for name in names)
-        raise CheckpointError(
-            f"{path} is a {'NumPy .npz' if npz else 'zip'} archive, not a checkpoint",
-            "data files are passed with --data" if npz else "unpack it, and give the checkpoint inside",
-        )
-    content = _unpack(path, load_pickled(path, allow_globals))
-    return _Content(content.kind, content.state, content.header, (*note, *content.notes))
+    content = _unpack(path, load_pickled(path, wish.allow_globals), wish)
+    return replace(content, notes=(*note, *content.notes))
+
+
+def _zip_names(path: Path, whole: bool = False) -> set[str]:
+    """Names in an archive, without the folder that torch puts around them. Raises CheckpointError."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return {name if whole else name.partition("/")[2] or name for name in archive.namelist()}
+    except Exception as error:
+        raise _cut_short(path, error) from error
+
+
+def _cut_short(path: Path, error: Exception) -> CheckpointError:
+    return CheckpointError(
+        f"{path} is cut short or damaged ({error}); an interrupted copy or a full disk, usually", _AGAIN
+    )
 
 
 def _check_zip(path: Path) -> tuple[str, ...]:
@@ -268,12 +338,36 @@ def _check_zip(path: Path) -> tuple[str, ...]:
     except CheckpointError:
         raise
     except Exception as error:
-        raise CheckpointError(
-            f"{path} is cut short or damaged ({error}); an interrupted copy or a full disk, usually", _AGAIN
-        ) from error
+        raise _cut_short(path, error) from error
     if broken:
         raise CheckpointError(f"{path} is damaged: the checksum of {broken!r} inside is wrong", _AGAIN)
     return ()
+
+
+def _read_arrays(path: Path, names: set[str], wish: _Wish) -> _Content:
+    """The arrays of an .npz file as weights; a data set, with inputs and targets, is none. Raises CheckpointError."""
+    if {"inputs.npy", "targets.npy"} <= names:
+        raise CheckpointError(
+            f"{path} is a NumPy .npz archive with inputs and targets, not a checkpoint", "data files go with --data"
+        )
+    _check_zip_size(path)
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            state = {name: torch.from_numpy(np.ascontiguousarray(file[name])) for name in file.files}
+    except Exception as error:
+        raise CheckpointError(f"{path} cannot be read as arrays of numbers ({error})", _AGAIN) from error
+    return _Content("numpy", select(path, state, wish.key))
+
+
+def _check_zip_size(path: Path) -> None:
+    """No archive of a few bytes may fill the memory. Raises CheckpointError."""
+    with zipfile.ZipFile(path) as archive:
+        total = sum(entry.file_size for entry in archive.infolist())
+    if total > 20 * path.stat().st_size + (1 << 20):
+        raise CheckpointError(
+            f"{path} would be {total / 1e6:.0f} MB when unpacked, {total / path.stat().st_size:.0f} times its size",
+            "weights do not compress so well; save them again with numpy.savez",
+        )
 
 
 def _safetensors_open() -> Callable[..., Any]:
@@ -287,7 +381,7 @@ def _safetensors_open() -> Callable[..., Any]:
     return opener
 
 
-def _read_safetensors(path: Path) -> _Content:
+def _safetensors(path: Path) -> dict[str, Tensor]:
     opener = _safetensors_open()
     try:
         with opener(str(path), framework="pt", device="cpu") as file:
@@ -296,51 +390,36 @@ def _read_safetensors(path: Path) -> _Content:
     except Exception as error:
         raise CheckpointError(f"{path} is not a whole safetensors file ({error})", _AGAIN) from error
     # save_model drops all but one of the tensors that share memory and records {dropped: kept}.
-    state |= {name: state[kept] for name, kept in metadata.items() if kept in state and name not in state}
-    return _Content("safetensors", state, {})
+    return state | {name: state[kept] for name, kept in metadata.items() if kept in state and name not in state}
 
 
-def _read_folder(path: Path) -> tuple[str, _Content]:
-    """A Hugging Face folder: one safetensors file, or shards named by an index. Raises CheckpointError."""
-    index = path / "model.safetensors.index.json"
-    if (path / "model.safetensors").is_file():
-        shards = ["model.safetensors"]
-    elif index.is_file():
-        try:
-            shards = sorted(set(json.loads(index.read_text("utf-8"))["weight_map"].values()))
-        except (ValueError, KeyError, TypeError, AttributeError, OSError) as error:
-            raise CheckpointError(f"{index} is not an index of shards ({error})", _AGAIN) from error
-        if any(not isinstance(name, str) or Path(name).name != name for name in shards):
-            raise CheckpointError(f"{index} names files outside its folder", _AGAIN)
-    elif (path / ".metadata").is_file() and any(path.glob("*.distcp")):
-        raise CheckpointError(
-            f"{path} is a distributed checkpoint",
-            f"python -m torch.distributed.checkpoint.format_utils dcp_to_torch {path} weights.pt",
-        )
-    else:
-        raise CheckpointError(
-            f"{path} is a folder, and not a Hugging Face one (it has no model.safetensors)",
-            f"give files: '{path}/**/*.pt'",
-        )
+def _read_folder(path: Path, wish: _Wish) -> tuple[str, _Content]:
+    """A folder of one weight file, or of shards: Hugging Face's, or a PEFT adapter. Raises CheckpointError."""
+    folder = weight_files(path)
     state: dict[str, Any] = {}
     digest = hashlib.sha256()
-    for name in shards:
-        _stamp(path / name)
-        digest.update(f"{name} {_sha256(path / name)}\n".encode())
-        state |= _read_safetensors(path / name).state
-    return digest.hexdigest(), _Content("safetensors", state, {})
+    for place in folder.files:
+        _stamp(place)
+        digest.update(f"{place.name} {_sha256(place)}\n".encode())
+        if place.suffix == ".safetensors":
+            state |= _safetensors(place)
+        else:
+            _check_zip(place) if zipfile.is_zipfile(place) else None
+            state |= find_weights(place, load_pickled(place, wish.allow_globals)).state
+    kind = "adapter" if folder.adapter else "safetensors" if folder.files[0].suffix == ".safetensors" else "state_dict"
+    return digest.hexdigest(), _Content(kind, select(path, state, wish.key), adapter=folder.adapter, notes=folder.notes)
 
 
-def _unpack(path: Path, loaded: Any) -> _Content:
+def _unpack(path: Path, loaded: Any, wish: _Wish) -> _Content:
     """Our own file or somebody else's weights in what `torch.save` wrote. Raises CheckpointError."""
     if isinstance(loaded, dict) and isinstance(loaded.get("landscape"), Mapping) and "state_dict" in loaded:
         header = dict(loaded["landscape"])
         _check_header(path, header)
         if not isinstance(loaded["state_dict"], dict):
             raise CheckpointError(f"{path}: its state_dict is not a dictionary of tensors", _AGAIN)
-        return _Content("landscape", loaded["state_dict"], header)
-    kind, state, notes = find_weights(path, loaded)
-    return _Content(kind, state, {}, notes)
+        return _Content("landscape", select(path, loaded["state_dict"], wish.key), header)
+    found = find_weights(path, loaded, wish.key)
+    return _Content(found.kind, found.state, {}, found.notes, others=found.others, config=found.config)
 
 
 def _check_header(path: Path, header: Mapping[Any, Any]) -> None:

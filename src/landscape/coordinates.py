@@ -5,9 +5,10 @@ What cannot be read with certainty is left out: a missing coordinate is seen at 
 
 from __future__ import annotations
 
+import json
 import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path, PurePath
 from typing import Any
 
@@ -20,7 +21,7 @@ FRACTIONS = ("lr",)
 # Taken from a whole configuration file, where most entries are no coordinates of a sweep.
 FROM_CONFIG = ("width", "depth", "seed", "lr", "learning_rate", "batch_size", "weight_decay")
 SUFFIXES = (".pt", ".pth", ".ckpt", ".bin", ".safetensors", ".pt2", ".pkl", ".tar", ".h5")
-SIDECARS = (".hydra/overrides.yaml", ".hydra/config.yaml", "hparams.yaml")
+SIDECARS = (".hydra/overrides.yaml", ".hydra/config.yaml", "hparams.yaml", "params.json")
 PARENTS = 2  # folders above the checkpoint's own in which a sidecar is looked for
 LARGEST_SIDECAR = 1 << 20
 
@@ -40,6 +41,14 @@ _WORD = re.compile(
     r"(?![A-Za-z0-9]|\.\d)",
     re.IGNORECASE,
 )
+# Folders of the Hugging Face trainer and of DeepSpeed, which are named by the step.
+_SAVED = re.compile(r"checkpoint-(?P<hf>\d+)|global_step(?P<ds>\d+)")
+# Folders of Ray Tune: trainable, hexadecimal id, number, then index_key=value,…, then date and time.
+_RAY = re.compile(
+    r"(?P<head>.*?_(?:[0-9a-f]{5,8}_)?\d{5}_\d+)_(?P<tag>[^=]+=.*?)"
+    r"(?:_\d{4}-\d{2}-\d{2}_\d{2}-\d{2}-\d{2}[a-z0-9_]{0,8})?"
+)
+RAY_LONGEST = 128  # Ray cuts names at 130, the underscore between the parts included
 _LETTER = re.compile(r"(?<![A-Za-z0-9])(?P<key>[ws])(?P<integer>\d+)(?![A-Za-z0-9]|\.\d)", re.IGNORECASE)
 
 
@@ -56,6 +65,12 @@ def coordinates_of(
     return _from_sidecar(Path(path)) | _from_path(PurePath(path), root) | _from_header(header)
 
 
+def words_of(path: str | PurePath, coordinates: Mapping[str, Any]) -> dict[str, str]:
+    """Those of the coordinates that are the path's, in its own letters: 007 may be a number or a name."""
+    spelt = {k: str(v) for k, v in _from_path(PurePath(path), None, read=str).items()}
+    return {k: word for k, word in spelt.items() if k in coordinates and _value(word) == coordinates[k]}
+
+
 def _from_header(header: Mapping[str, Any]) -> dict[str, Value]:
     given = header.get("coordinates")
     if not isinstance(given, Mapping):
@@ -63,7 +78,10 @@ def _from_header(header: Mapping[str, Any]) -> dict[str, Value]:
     return {str(k): v for k, v in given.items() if isinstance(v, int | float | str)}
 
 
-def _from_path(path: PurePath, root: str | PurePath | None) -> dict[str, Value]:
+def _from_path(
+    path: PurePath, root: str | PurePath | None, read: Callable[[str], Value] | None = None
+) -> dict[str, Value]:
+    read = read or _value
     if root is not None and path.is_relative_to(root):
         path = path.relative_to(root)
     parts = [part for part in path.parts if part != path.anchor]
@@ -75,42 +93,56 @@ def _from_path(path: PurePath, root: str | PurePath | None) -> dict[str, Value]:
             break
     found: dict[str, Value] = {}
     for number, part in enumerate(parts):
-        near = _names(parts[number - 1]) if number else {}
-        found |= _names(part, width_is_near="width" in near)
+        near = _names(parts[number - 1], read) if number else {}
+        found |= _names(part, read, width_is_near="width" in near)
     return found
 
 
-def _names(text: str, width_is_near: bool = False) -> dict[str, Value]:
+def _names(text: str, read: Callable[[str], Value], width_is_near: bool = False) -> dict[str, Value]:
     """Coordinates in one part of a path; key=value pairs win over what is read without an equals sign."""
+    if ray := _RAY.fullmatch(text):
+        return _of_trial(ray["tag"], ray["head"], read)
     pairs: list[tuple[str, Value]] = []
     rest: list[str] = []
     end = 0
     for match in _PAIR.finditer(text):
         rest.append(text[end : match.start()])
         end = match.end()
-        value = _value(match["number"] if match["number"] is not None else match["text"])
+        value = read(match["number"] if match["number"] is not None else match["text"])
         if value != "":
             pairs.append((match["key"], value))
     rest.append(text[end:])
-    loose = _loose(_DATE.sub(" ", " ".join(rest)), width_is_near or "width" in dict(_shortened(pairs)))
+    loose = _loose(_DATE.sub(" ", " ".join(rest)), read, width_is_near or "width" in dict(_shortened(pairs)))
     return loose | dict(_shortened(pairs))
 
 
-def _loose(text: str, width_is_known: bool) -> dict[str, Value]:
+def _of_trial(tag: str, head: str, read: Callable[[str], Value]) -> dict[str, Value]:
+    """Coordinates in the name of a Ray Tune trial. Ray rounds numbers to four places there, puts an underscore for
+    whatever it thinks odd in a text, and cuts long names: what may have changed is in params.json, or nowhere."""
+    pairs = [pair.partition("=") for pair in tag.split(",")]
+    if len(head) + len(tag) >= RAY_LONGEST:
+        pairs = pairs[:-1]
+    kept = [(k, v) for k, equals, v in pairs if equals and re.fullmatch(_KEY, k) and v and not set("._") & set(v)]
+    return {ALIASES.get(key, key): read(value) for key, value in kept}
+
+
+def _loose(text: str, read: Callable[[str], Value], width_is_known: bool) -> dict[str, Value]:
     found: dict[str, Value] = {}
     for match in _WORD.finditer(text):
         key, number = match["whole"] or match["fraction"], match["integer"] or match["float"]
-        found[key.lower()] = _value(number)
+        found[key.lower()] = read(number)
+    if saved := _SAVED.fullmatch(text.strip()):
+        found["step"] = read(saved["hf"] or saved["ds"])
     for match in _LETTER.finditer(text):
         key = ALIASES[match["key"].lower()]
         # An s3 alone is a storage service more often than a seed; beside a width it is not.
         if key not in found and (key == "width" or width_is_known or "width" in found):
-            found[key] = int(match["integer"])
+            found[key] = read(match["integer"])
     return found
 
 
 def _value(text: str) -> Value:
-    """The number that `text` spells, or else `text` itself."""
+    """The number that a text spells, or else the text itself."""
     if re.fullmatch(r"[+-]?\d{1,18}", text):
         return int(text)
     if re.fullmatch(_NUMBER, text) and math.isfinite(float(text)):
@@ -132,8 +164,12 @@ def _from_sidecar(path: Path) -> dict[str, Value]:
     for folder in [*path.absolute().parents][: PARENTS + 1]:
         found: dict[str, Value] = {}
         for name in reversed(SIDECARS):
-            pairs = list(_yaml_scalars(_read(folder / name)))
-            if name.endswith("overrides.yaml"):
+            json_file = name.endswith(".json")
+            pairs = list((_json_scalars if json_file else _yaml_scalars)(_read(folder / name)))
+            if json_file and (ray := _RAY.fullmatch(folder.name)):
+                varied = [pair.partition("=")[0] for pair in ray["tag"].split(",")]
+                found |= {k: v for k, v in _shortened(pairs) if k.rpartition(".")[2] in (*varied, *FROM_CONFIG)}
+            elif name.endswith("overrides.yaml"):
                 found |= dict(_shortened([*_overrides(pairs)]))
             else:
                 named = [(k, v) for k, v in pairs if k.rsplit(".", 1)[-1] in FROM_CONFIG]
@@ -177,6 +213,24 @@ def _yaml_scalars(text: str) -> Iterator[tuple[str, Value]]:
         inside = indent
         if match and (scalar := _scalar(value)) is not None:
             yield ".".join([*(k for _, k in above), match[1]]), scalar
+
+
+def _json_scalars(text: str) -> Iterator[tuple[str, Value]]:
+    """(dotted key, scalar) of a JSON object, at any depth; nothing of what is none."""
+
+    def below(value: Any, keys: tuple[str, ...]) -> Iterator[tuple[str, Value]]:
+        if isinstance(value, dict) and len(keys) < 8:
+            for key, inner in value.items():
+                yield from below(inner, (*keys, key))
+        elif isinstance(value, int | float | str) and keys and value == value and value not in (math.inf, -math.inf):
+            yield ".".join(keys).replace("/", "."), str(value) if isinstance(value, bool) else value
+
+    try:
+        found = json.loads(text)
+    except (ValueError, RecursionError):
+        return
+    if isinstance(found, dict):
+        yield from below(found, ())
 
 
 def _unquoted(text: str) -> str:

@@ -14,13 +14,17 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from landscape.adapters import base_of, in_place, is_peft, merged
 from landscape.batchnorm import BATCHNORM
 from landscape.checkpoint import Checkpoint, read_checkpoint
+from landscape.coordinates import words_of
 from landscape.errors import CheckpointError, LandscapeError, ProblemError, UsageError
 from landscape.fitting import load_into
 from landscape.identity import file_sha256
 from landscape.problem import LOSSES, Problem
 from landscape.problem_file import call_problem
+from landscape.run_config import Config, run_config
+from landscape.weights import with_versions
 
 _WRITE_ONE = "write problem.py with a function problem() that returns landscape.Problem(model, data, loss) (see README)"
 _NO_SETTINGS: Mapping[str, Any] = MappingProxyType({})
@@ -56,9 +60,11 @@ def load_problem(
     Args:
         checkpoint: path, or what `read_checkpoint` returned.
         problem: `path/file.py:function` or `package.module:function`. The user named it, so it runs. Parameters
-            named like a coordinate of the checkpoint (width, seed, step …) are filled in; `state_dict` and
-            `header` get the checkpoint's.
-        settings: arguments of that function by name; texts are read as Python literals where they are ones.
+            named like a coordinate of the checkpoint (width, seed, step …) are filled in. `path` and `header` get the
+            checkpoint's, `config` the settings of its run (in the file, or beside it), `state_dict` its tensors: what
+            the function leaves of them, or puts there, is loaded into its model; an empty one says that the function
+            has loaded them itself.
+        settings: arguments of that function by name; texts are read as its annotations and defaults say.
         data: an .npz file with arrays `inputs` and `targets`: for exported programs, or instead of a header's data.
         loss: name of a built-in loss: for exported programs, or instead of a header's.
         batchnorm: eval | batch, see `Problem`; None: as the problem has it.
@@ -120,8 +126,19 @@ def _from_function(
             "the problem function brings its own",
             "leave one of them out",
         )
-    extras = {"state_dict": dict(found.state), "header": dict(found.header)}
-    called = call_problem(spec, settings, found.coordinates, extras)
+    config: list[tuple[Config, str] | None] = []
+
+    def settings_of_the_run() -> Config | None:
+        config.append(run_config(Path(found.path), found.config))
+        return config[-1][0] if config[-1] is not None else None
+
+    extras = {
+        "state_dict": lambda: with_versions({name: t.clone() for name, t in found.state.items()}, found.state),
+        "header": lambda: dict(found.header),
+        "path": lambda: found.path,
+        "config": settings_of_the_run,
+    }
+    called = call_problem(spec, settings, found.coordinates, extras, words_of(found.path, found.coordinates))
     # A copy: the function may hand out one network for every checkpoint.
     try:
         model = copy.deepcopy(called.problem.model)
@@ -130,10 +147,47 @@ def _from_function(
             f"the model cannot be copied ({type(error).__name__}: {error})",
             "keep tensors that are results of computations out of its attributes",
         ) from error
-    notes = load_into(model, found)
+    made_by: dict[str, Any] = {"problem": spec, "sha256": called.sha256, "settings": called.arguments}
+    notes = _fitted(model, found, called.handed.get("state_dict"), made_by)
+    if config and config[-1] is not None:
+        notes = (f"config is that {config[-1][1]}", *notes)
+        made_by["config"] = config[-1][0]
     ready = dataclasses.replace(called.problem, model=model)
-    made_by = {"problem": spec, "sha256": called.sha256, "settings": called.arguments}
     return Loaded(ready, found, (*found.notes, *called.notes, *notes), made_by)
+
+
+def _fitted(
+    model: nn.Module, found: Checkpoint, left: Mapping[str, Any] | None, made_by: dict[str, Any]
+) -> tuple[str, ...]:
+    """The checkpoint's tensors, or what the problem function left of them, into its model; notes."""
+    notes: list[str] = []
+    if left is not None:
+        wrong = [str(n) for n, value in left.items() if not (isinstance(n, str) and isinstance(value, Tensor))]
+        if wrong:
+            raise ProblemError(
+                f"the problem function put something else than tensors into state_dict: {', '.join(wrong[:5])}",
+                "keep names and tensors in it",
+            )
+        if not left:
+            return ("the problem function took all tensors out of state_dict: its network is as it returned it",)
+        taken, put = ([n for n in one if n not in other] for one, other in ((found.state, left), (left, found.state)))
+        said = [f"took {len(taken)} tensors out of state_dict"] if taken else []
+        said += [f"put {len(put)} into it"] if put else []
+        notes += [f"the problem function {' and '.join(said)}"] if said else []
+    state = left
+    if found.adapter is not None:
+        adapter = found.state if left is None else left
+        if is_peft(model):
+            state = in_place(model, adapter)
+            notes.append(
+                f"{len(state) - len(adapter)} tensors beside the adapter's are as the problem function made them"
+            )
+        else:
+            base = read_checkpoint(base_of(found.path, found.adapter))
+            state = merged(found.path, base.state, adapter, found.adapter)
+            made_by["base"] = base.sha256
+            notes.append(f"the adapter is merged into the weights of {base.path}")
+    return (*notes, *load_into(model, found, state))
 
 
 def _from_header(found: Checkpoint, data: str | None, loss: str | None) -> Loaded:

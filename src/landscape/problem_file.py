@@ -3,27 +3,25 @@ mistakes reported where they are."""
 
 from __future__ import annotations
 
-import ast
 import contextlib
 import difflib
 import hashlib
 import importlib.util
 import inspect
-import math
 import sys
 import traceback
 import types
-import warnings
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
+from landscape.arguments import Unconvertible, converted, kinds_of
 from landscape.errors import LandscapeError, ProblemError, UsageError
 from landscape.problem import Problem
 
 DEFAULT_FUNCTION = "problem"
-_CONSTANTS = {"true": True, "false": False, "none": None, "inf": math.inf, "-inf": -math.inf, "nan": math.nan}
 # Modules that earlier problem files imported from their own folders; a folder of today may have the same names.
 _neighbours: dict[str, Path] = {}
 
@@ -37,28 +35,22 @@ class Called:
         sha256: of the file that defines the function.
         arguments: what the function was given by name, tensors and header left out.
         notes: which arguments came from the checkpoint.
+        handed: what of `extras` the function was given.
     """
 
     problem: Problem
     sha256: str
     arguments: dict[str, Any]
     notes: tuple[str, ...]
-
-
-def parse_setting(text: str) -> Any:
-    """The value of `--set key=text`: a Python literal where it is one (1e-3, True, None, (1, 2)), else the text."""
-    if text.strip().lower() in _CONSTANTS:
-        return _CONSTANTS[text.strip().lower()]
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # such as an invalid escape in a path
-            return ast.literal_eval(text.strip())
-    except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
-        return text
+    handed: dict[str, Any]
 
 
 def call_problem(
-    spec: str, settings: Mapping[str, Any], coordinates: Mapping[str, Any], extras: Mapping[str, Any]
+    spec: str,
+    settings: Mapping[str, Any],
+    coordinates: Mapping[str, Any],
+    extras: Mapping[str, Callable[[], Any]],
+    words: Mapping[str, str] = MappingProxyType({}),
 ) -> Called:
     """Run the function that `spec` names and return its problem.
 
@@ -66,10 +58,11 @@ def call_problem(
         spec: `path/file.py:function` or `package.module:function`; `problem` where no function is named.
         settings: the user's `--set`, texts or values; each must be a parameter of the function.
         coordinates: for parameters of these names that `settings` leaves open.
-        extras: the same, for what is no setting (`state_dict`, `header`).
+        extras: the same, for what is no setting (`state_dict`, `header`, `path`, `config`); made when asked for.
+        words: coordinates as the path spells them, for parameters that say what they take.
 
     Raises:
-        UsageError: no such file, module, function or parameter.
+        UsageError: no such file, module, function or parameter; a text that is not what the parameter takes.
         ProblemError: the user's code fails, or returns something else.
     """
     place, function_name = _parsed(spec)
@@ -85,15 +78,16 @@ def call_problem(
     with _importing_from(folder):
         module, source = _run_file(path) if is_file else _import(place)
         function = _function(module, function_name, place)
-        arguments, notes = _arguments(function, function_name, settings, coordinates, extras)
+        spelt = {name: words.get(name, value) for name, value in coordinates.items()}
+        arguments, notes = _arguments(function, function_name, settings, (coordinates, spelt), extras)
         with _reported(source):
-            result = function(**arguments)
+            handed = _handed(function, arguments, extras)
+            result = function(**arguments, **handed)
     if not isinstance(result, Problem):
         hint = "end it with: return landscape.Problem(model, data, loss)"
         what = "nothing" if result is None else f"a {type(result).__name__}"
         raise ProblemError(f"{source.name}: {function_name}() returned {what}, not a landscape.Problem", hint)
-    shown = {name: value for name, value in arguments.items() if name not in extras}
-    return Called(result, hashlib.sha256(source.read_bytes()).hexdigest(), shown, notes)
+    return Called(result, hashlib.sha256(source.read_bytes()).hexdigest(), arguments, notes, handed)
 
 
 def _parsed(spec: str) -> tuple[str, str]:
@@ -166,11 +160,31 @@ def _function(module: types.ModuleType, name: str, place: str) -> Callable[..., 
     )
 
 
+def _handed(
+    function: Callable[..., Any], arguments: Mapping[str, Any], extras: Mapping[str, Callable[[], Any]]
+) -> dict[str, Any]:
+    """What of the checkpoint itself the function asks for; a `path` or `config` with a default of its own does not."""
+    found: dict[str, Any] = {}
+    for name, parameter in inspect.signature(function).parameters.items():
+        own = name in ("path", "config") and parameter.default not in (parameter.empty, None)
+        if name in extras and name not in arguments and not own:
+            value = extras[name]()
+            if value is None and name == "config" and parameter.default is parameter.empty:
+                raise UsageError(
+                    f"{function.__name__}() asks for config, and the settings of the run are neither in the file "
+                    "(config, args, hparams, hyper_parameters) nor beside it",
+                    "give `config` a default, or write a config.yaml or config.json into the folder of the checkpoint",
+                )
+            if value is not None or parameter.default is parameter.empty:
+                found[name] = value
+    return found
+
+
 def _arguments(
     function: Callable[..., Any],
     name: str,
     settings: Mapping[str, Any],
-    coordinates: Mapping[str, Any],
+    coordinates: tuple[Mapping[str, Any], Mapping[str, Any]],
     extras: Mapping[str, Any],
 ) -> tuple[dict[str, Any], tuple[str, ...]]:
     """What to call the function with, and where it came from. Raises UsageError."""
@@ -181,7 +195,7 @@ def _arguments(
             f"--problem: {name} is not a Python function", "name a function that returns a Problem"
         ) from error
     named = [p for p in parameters.values() if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
-    takes = [p.name for p in named if p.name not in extras]
+    takes = [p.name for p in named if p.name not in extras or p.name in ("path", "config")]
     open_ended = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
     for key in settings:
         if key not in takes and not open_ended:
@@ -191,15 +205,22 @@ def _arguments(
                 f"--set {key}: {name}() has no parameter {key!r}; {listed}",
                 f"did you mean --set {near[0]}=…?" if near else f"remove it, or add {key} to {name}()",
             )
-    given = {key: parse_setting(v) if isinstance(v, str) else v for key, v in settings.items()}
-    filled = {p.name: coordinates[p.name] for p in named if p.name in coordinates and p.name not in given}
-    special = {p.name: extras[p.name] for p in named if p.name in extras}
+    kinds = kinds_of(function)
+    given = {
+        key: _converted(f"--set {key}={v}", name, key, v, kinds.get(key, Any)) if isinstance(v, str) else v
+        for key, v in settings.items()
+    }
+    filled = {}
+    for key in [p.name for p in named if p.name in coordinates[0] and p.name not in (*given, *extras)]:
+        value = coordinates[0 if kinds[key] is Any else 1][key]
+        filled[key] = _converted(f"{key}={value} of the checkpoint's path", name, key, value, kinds[key])
     lacking = [
         p.name
         for p in parameters.values()
         if p.default is p.empty
         and p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL)
-        and p.name not in given | filled | special
+        and p.name not in given | filled
+        and p.name not in extras
     ]
     if lacking:
         raise UsageError(
@@ -207,7 +228,20 @@ def _arguments(
             f"add {' '.join(f'--set {n}=…' for n in lacking)}, or give the parameter a default",
         )
     notes = tuple(f"{key}={value} is the checkpoint's" for key, value in filled.items())
-    return {**filled, **given, **special}, notes
+    return {**filled, **given}, notes
+
+
+def _converted(where: str, function: str, key: str, value: Any, kind: Any) -> Any:
+    """A text as what the function takes under a name. Raises UsageError."""
+    if kind is Any and not isinstance(value, str):
+        return value
+    try:
+        return converted(value, kind)
+    except Unconvertible as error:
+        raise UsageError(
+            f"{where} is not what {function}() takes there: {error}",
+            f"say it with --set {key}=…, or change the annotation or default of {key} in {function}()",
+        ) from error
 
 
 @contextlib.contextmanager

@@ -54,6 +54,7 @@ def check(
     data: common.DataOption = None,
     loss: common.LossOption = None,
     allow_global: common.AllowGlobal = None,
+    key: common.Key = None,
     seed: common.Seed = 0,
     device: common.Device = "auto",
     workers: Annotated[
@@ -84,7 +85,7 @@ def check(
             raise UsageError(f"--{option} is {value}; it must be at least 0")
     check_out(out)
     keep_heap()
-    source = Source(problem, common.parse_sets(sets), data, loss, tuple(allow_global or ()))
+    source = Source(problem, common.parse_sets(sets), data, loss, tuple(allow_global or ()), key)
     try:
         with interruptible():
             for name in names:

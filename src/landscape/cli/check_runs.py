@@ -35,7 +35,7 @@ def read_runs(patterns: Sequence[str], source: Source) -> tuple[list[SweptRun], 
     found: dict[str, dict[int, Path]] = {}
     kept: dict[Path, Checkpoint] = {}
     for path in {p.resolve(): p for p in expand(patterns)}.values():
-        checkpoint = read_checkpoint(path, source.allow_globals)
+        checkpoint = read_checkpoint(path, source.allow_globals, source.key)
         kept[path] = replace(checkpoint, state={}, module=None)  # read again where they are needed: sweeps are large
         places = {k: v for k, v in checkpoint.coordinates.items() if k != "step"}
         steps = found.setdefault(f"{path.parent}|{sorted(places.items())}", {})
@@ -72,7 +72,7 @@ def _own_problem(runs: Sequence[SweptRun], source: Source) -> list[str]:
                 f"{run.name} names its own data, {run.header['data']!r}; its loss and its certificate are of these",
                 "leave out --problem, --data and --loss, or name checkpoints without data of their own",
             )
-        checkpoint = read_checkpoint(run.name, source.allow_globals)
+        checkpoint = read_checkpoint(run.name, source.allow_globals, source.key)
         loaded = load_problem(checkpoint, source.problem, source.sets, source.data, source.loss, source.batchnorm)
         found.append(f"{loaded.problem_identity} {fingerprint(read_batches(loaded.problem))}")
     return sorted(set(found))
@@ -117,7 +117,7 @@ def _maker(path: Path, source: Source) -> Callable[[], Problem]:
         from landscape.checkpoint import read_checkpoint
         from landscape.loading import load_problem
 
-        checkpoint = read_checkpoint(path, source.allow_globals)
+        checkpoint = read_checkpoint(path, source.allow_globals, source.key)
         return load_problem(checkpoint, source.problem, source.sets, source.data, source.loss, source.batchnorm).problem
 
     return made

@@ -170,7 +170,7 @@ def _folders_of(folders: list[str], groups: Groups) -> dict[str, list[str]]:
 
     if any("descent" in run.header for runs in groups.values() for run in runs) or any(n.endswith(")") for n in groups):
         return dict.fromkeys(groups, folders)
-    below = {folder: {str(p) for p in expand([folder])} for folder in folders}
+    below = {folder: {str(p) for p in expand([folder], quiet=True)} for folder in folders}
     return {
         name: [f for f, files in below.items() if any(run.name in files for run in runs)] or folders
         for name, runs in groups.items()

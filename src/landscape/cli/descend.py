@@ -59,6 +59,7 @@ def descend(
     data: common.DataOption = None,
     loss: common.LossOption = None,
     allow_global: common.AllowGlobal = None,
+    key: common.Key = None,
     batchnorm: common.BatchNorm = None,
     device: common.Device = "auto",
     precision: common.Precision = "auto",
@@ -96,7 +97,7 @@ def descend(
     check_out(out)
     paths = expand(checkpoints)
     places = result_paths(paths, out, "descend")
-    source = Source(problem, common.parse_sets(sets), data, loss, tuple(allow_global or ()), batchnorm)
+    source = Source(problem, common.parse_sets(sets), data, loss, tuple(allow_global or ()), key, batchnorm)
     request = _Request(settings, source, out, force, quiet, as_json)
     keep_heap()
     try:

@@ -28,6 +28,7 @@ def doctor(
     data: common.DataOption = None,
     loss: common.LossOption = None,
     allow_global: common.AllowGlobal = None,
+    key: common.Key = None,
     batchnorm: common.BatchNorm = None,
     device: common.Device = "auto",
     samples: Annotated[int, typer.Option("--samples", help="Samples the checks use at most.")] = 256,
@@ -41,13 +42,15 @@ def doctor(
     """
     from landscape.cli.targets import expand
 
-    paths = expand(checkpoints)
+    paths = expand(checkpoints, quiet)
     arguments = (problem, common.parse_sets(sets), data, loss, batchnorm)
     faulty, failures = 0, list[LandscapeError]()
     try:
         for path in paths:
             try:
-                diagnosis = _diagnose(str(path), arguments, tuple(allow_global or ()), device, seed, samples, quiet)
+                diagnosis = _diagnose(
+                    str(path), arguments, (tuple(allow_global or ()), key), device, seed, samples, quiet
+                )
             except LandscapeError as error:
                 if as_json:
                     print_json_error(str(path), error)
@@ -74,7 +77,7 @@ def doctor(
 def _diagnose(
     path: str,
     arguments: tuple[str | None, dict[str, str], str | None, str | None, str | None],
-    allow_globals: tuple[str, ...],
+    reading: tuple[tuple[str, ...], str | None],
     device: str,
     seed: int,
     samples: int,
@@ -86,7 +89,7 @@ def _diagnose(
     from landscape.diagnosis.findings import said
     from landscape.loading import load_problem
 
-    found = read_checkpoint(path, allow_globals)
+    found = read_checkpoint(path, *reading)
     try:
         loaded = load_problem(found, *arguments)
     except ProblemError as error:

@@ -36,6 +36,7 @@ def escape(
     data: common.DataOption = None,
     loss: common.LossOption = None,
     allow_global: common.AllowGlobal = None,
+    key: common.Key = None,
     batchnorm: common.BatchNorm = None,
     device: common.Device = "auto",
     precision: common.Precision = "auto",
@@ -80,7 +81,7 @@ def escape(
         return certify_only or job.place.with_suffix(".pt").exists() or not _was_followed(job)
 
     command = Command("escape", Escaped, compute, print_json, print_one, print_many, _write, there, warn)
-    source = Source(problem, common.parse_sets(sets), data, loss, tuple(allow_global or ()), batchnorm)
+    source = Source(problem, common.parse_sets(sets), data, loss, tuple(allow_global or ()), key, batchnorm)
     run_command(command, checkpoints, source, settings.as_dict(), out, force=force, quiet=quiet, as_json=as_json)
 
 

@@ -29,6 +29,7 @@ class Source:
     data: str | None = None
     loss: str | None = None
     allow_globals: tuple[str, ...] = ()
+    key: str | None = None
     batchnorm: str | None = None
 
 
@@ -84,7 +85,7 @@ class Job:
             for k, v in mine.items()
             if k not in NO_MATTER and stored.get(k) != v
         ]
-        return "; ".join(changed[:3]) or "of other data, or of another problem function", ""
+        return "; ".join(changed[:3]) or "of other data, of another problem function or --key", ""
 
     def provenance(self, spent: Spent, status: str = "complete") -> Provenance:
         """How the result came about."""
@@ -129,7 +130,7 @@ def load_job(source: Source, command: str, path: Path, place: Path, settings: Ma
     from landscape.identity import identity
     from landscape.loading import load_problem
 
-    checkpoint = read_checkpoint(path, source.allow_globals)
+    checkpoint = read_checkpoint(path, source.allow_globals, source.key)
     loaded = load_problem(checkpoint, source.problem, source.sets, source.data, source.loss, source.batchnorm)
     for note in loaded.notes:
         print_note(f"note: {note}", quiet)
@@ -137,4 +138,5 @@ def load_job(source: Source, command: str, path: Path, place: Path, settings: Ma
     data = fingerprint(list(problem.data))
     answer = {k: v for k, v in settings.items() if k not in NO_MATTER}
     parts = {"checkpoint": checkpoint.sha256, "problem": loaded.problem_identity, "data": data, "settings": answer}
+    parts |= {"key": checkpoint.key} if checkpoint.key is not None else {}
     return Job(command, path, place, loaded, problem, data, settings, identity(parts))

@@ -77,7 +77,7 @@ def run_command(
     from landscape.memory import keep_heap
 
     check_out(out)
-    paths = expand(checkpoints)
+    paths = expand(checkpoints, quiet)
     places = result_paths(paths, out, command.name)
     keep_heap()
 

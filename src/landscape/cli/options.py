@@ -30,7 +30,15 @@ LossOption = Annotated[
 ]
 AllowGlobal = Annotated[
     list[str] | None,
-    typer.Option("--allow-global", metavar="NAME", help="A class that a checkpoint may contain; repeatable."),
+    typer.Option(
+        "--allow-global", metavar="NAME,...", help="Classes that a checkpoint may contain, skipped unread; repeatable."
+    ),
+]
+Key = Annotated[
+    str | None,
+    typer.Option(
+        "--key", metavar="KEY", help="Which weights of a file with several sets: state_dict_ema, state.model."
+    ),
 ]
 BatchNorm = Annotated[
     str | None,

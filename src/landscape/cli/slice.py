@@ -56,6 +56,7 @@ def slice(
     data: common.DataOption = None,
     loss: common.LossOption = None,
     allow_global: common.AllowGlobal = None,
+    key: common.Key = None,
     device: common.Device = "auto",
     precision: common.Precision = "auto",
     batch_size: common.BatchSize = None,
@@ -97,17 +98,11 @@ def slice(
         batch_size=batch_size,
         memory=None if memory is None else parse_bytes(memory),
     )
-    source = Source(
-        problem,
-        common.parse_sets(sets),
-        data,
-        loss,
-        tuple(allow_global or ()),
-        batchnorm if batchnorm in BATCHNORM else None,
-    )
+    statistics = batchnorm if batchnorm in BATCHNORM else None
+    source = Source(problem, common.parse_sets(sets), data, loss, tuple(allow_global or ()), key, statistics)
     if workers < 1:
         raise UsageError(f"--workers is {workers}; it must be at least 1")
-    leader = expand(checkpoints)[0] if shared else None
+    leader = expand(checkpoints, quiet=True)[0] if shared else None
     inputs = find_inputs(dirs, trajectory or [])
     request = Request(settings, source, inputs, out, leader, workers, force, quiet, as_json)
     if share is not None and result_path is not None:

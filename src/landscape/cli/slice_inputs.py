@@ -98,15 +98,15 @@ def _problem(path: Path, source: Source) -> Problem:
     """The other checkpoint's problem; its data are never read: losses are compared on those of the sliced one."""
     from landscape.loading import load_problem
 
-    checkpoint = _checkpoint(path, source.allow_globals)
+    checkpoint = _checkpoint(path, source.allow_globals, source.key)
     return load_problem(checkpoint, source.problem, source.sets, source.data, source.loss, source.batchnorm).problem
 
 
 @cache
-def _checkpoint(path: Path, allow_globals: tuple[str, ...]) -> Any:
+def _checkpoint(path: Path, allow_globals: tuple[str, ...], key: str | None) -> Any:
     from landscape.checkpoint import read_checkpoint
 
-    return read_checkpoint(path, allow_globals)
+    return read_checkpoint(path, allow_globals, key)
 
 
 def _eigenvectors(job: Job) -> Eigenvectors | None:

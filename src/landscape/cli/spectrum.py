@@ -87,6 +87,7 @@ def spectrum(
     data: common.DataOption = None,
     loss: common.LossOption = None,
     allow_global: common.AllowGlobal = None,
+    key: common.Key = None,
     batchnorm: common.BatchNorm = None,
     device: common.Device = "auto",
     precision: common.Precision = "auto",
@@ -139,9 +140,9 @@ def spectrum(
     if workers < 1:
         raise UsageError(f"--workers is {workers}; it must be at least 1")
     check_out(out)
-    paths = expand(checkpoints)
+    paths = expand(checkpoints, quiet)
     places = [result_path] if result_path is not None else result_paths(paths, out, "spectrum")
-    source = Source(problem, common.parse_sets(sets), data, loss, tuple(allow_global or ()), batchnorm)
+    source = Source(problem, common.parse_sets(sets), data, loss, tuple(allow_global or ()), key, batchnorm)
     request = _Request(settings, source, force, quiet)
     try:
         with interruptible():

@@ -6,44 +6,95 @@ import glob
 import os
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from landscape.cli.terminal import print_note
 from landscape.errors import CheckpointError, UsageError
 
+# Of files that are checkpoints by their name.
 SUFFIXES = (".pt", ".pth", ".ckpt", ".safetensors", ".pt2", ".bin")
 
 
-def expand(patterns: Sequence[str]) -> list[Path]:
-    """Paths, globs and folders as a list of checkpoint files, each once, in the order given.
+def expand(patterns: Sequence[str], quiet: bool = False) -> list[Path]:
+    """Paths, globs and folders as a list of checkpoints, each once, in the order given.
 
-    A folder stands for the checkpoints below it, unless it is itself one (a Hugging Face folder).
+    A folder stands for the checkpoints below it, unless it is itself one (Hugging Face's, a PEFT adapter). What is
+    passed over there, and why, is one line on stderr, unless `quiet`.
 
     Raises:
         CheckpointError: a path does not exist, a glob or folder holds no checkpoint.
     """
-    found: list[Path] = []
+    found: dict[Path, None] = {}
     for pattern in patterns:
         path = Path(pattern)
-        if path.is_dir() and not (path / "config.json").exists():
-            hits = sorted((p for p in path.rglob("*") if p.suffix in SUFFIXES and p.is_file()), key=natural)
-            if not hits:
-                raise CheckpointError(
-                    f"the folder {pattern} holds no checkpoint ({', '.join(SUFFIXES)})", "name the files themselves"
-                )
-        elif path.exists():
-            hits = [path]
+        if path.exists():
+            hits, passed = _below(path) if path.is_dir() else ([path], {})
         elif glob.has_magic(pattern):
-            hits = sorted((Path(p) for p in glob.glob(pattern, recursive=True)), key=natural)
-            hits = [p for p in hits if p.is_file()]
-            if not hits:
-                raise CheckpointError(
-                    f"no file matches {pattern}", "quote the pattern, and mind that ** crosses folders"
-                )
+            hits, passed = _matching(pattern)
         else:
             raise CheckpointError(f"{pattern} does not exist", "check the path; `ls` the folder")
-        found += [p for p in hits if p not in found]
-    return found
+        if not hits:
+            raise CheckpointError(
+                f"there is no checkpoint in {pattern}: {_said(passed)}"
+                if passed
+                else f"no checkpoint matches {pattern}",
+                "name the files themselves, or quote a pattern, in which ** crosses folders: 'runs/**/final.pt'",
+            )
+        if passed and not quiet:
+            print_note(f"{pattern}: {len(hits)} checkpoints; passed over {_said(passed)}")
+        found |= dict.fromkeys(hits)
+    return list(found)
+
+
+def _matching(pattern: str) -> tuple[list[Path], dict[Path, str]]:
+    """What a glob matches: files, and folders as if they were named."""
+    matches = sorted((Path(p) for p in glob.glob(pattern, recursive=True)), key=natural)
+    folders = [p for p in matches if p.is_dir()]
+    hits: list[Path] = []
+    passed: dict[Path, str] = {}
+    for path in matches:
+        if path in folders:
+            found, others = _below(path)
+        elif any(folder in path.parents for folder in folders):
+            continue  # what is to be found in a folder that matches as well
+        else:
+            found, others = _sorted_out([path])
+        hits += found
+        passed |= others
+    return list(dict.fromkeys(hits)), passed
+
+
+def _below(folder: Path) -> tuple[list[Path], dict[Path, str]]:
+    """The folder itself, where it is one checkpoint; else the checkpoints in it and below."""
+    from landscape.folders import SUFFIXES, is_checkpoint_folder
+
+    inside = [p for p in folder.rglob("*") if p.is_dir() or p.suffix in SUFFIXES]
+    wholes = [p for p in (folder, *inside) if is_checkpoint_folder(p)]
+    if folder in wholes:
+        return [folder], {p: "a checkpoint below" for p in wholes if p != folder}
+    files = [p for p in inside if p.is_file() and not any(whole in p.parents for whole in wholes)]
+    hits, passed = _sorted_out(files)
+    return sorted((*wholes, *hits), key=natural), passed
+
+
+def _sorted_out(files: Sequence[Path]) -> tuple[list[Path], dict[Path, str]]:
+    """Files that are checkpoints, and what the others are."""
+    from landscape.folders import not_weights
+
+    passed = {path: what for path in files if path.is_file() and (what := not_weights(path))}
+    return [path for path in files if path not in passed and path.is_file()], passed
+
+
+def _said(passed: Mapping[Path, str]) -> str:
+    kinds: dict[str, list[str]] = {}
+    for path, what in passed.items():
+        kinds.setdefault(what, []).append(path.name)
+    texts = []
+    for what, names in kinds.items():
+        shown = list(dict.fromkeys(names))
+        texts.append(f"{', '.join(shown[:3])}{' and more' if len(shown) > 3 else ''} ({what})")
+    return f"{len(passed)} files: {', '.join(texts)}"
 
 
 def natural(path: Path) -> list[tuple[int, int, str]]:
@@ -60,7 +111,8 @@ def result_paths(checkpoints: Sequence[Path], out: Path, command: str) -> list[P
     """
     absolute = [Path(os.path.abspath(p)) for p in checkpoints]
     parent = Path(os.path.commonpath([p.parent for p in absolute]))
-    stems = [p.relative_to(parent).with_suffix("") for p in absolute]
+    # A folder that is a checkpoint, such as lr=0.1, has no suffix.
+    stems = [p.relative_to(parent).with_suffix("") if p.is_file() else p.relative_to(parent) for p in absolute]
     counts = Counter(stems)
     names = [
         stem if counts[stem] == 1 else path.relative_to(parent) for stem, path in zip(stems, absolute, strict=True)

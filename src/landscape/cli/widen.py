@@ -59,6 +59,7 @@ def widen(
     data: common.DataOption = None,
     loss: common.LossOption = None,
     allow_global: common.AllowGlobal = None,
+    key: common.Key = None,
     device: common.Device = "auto",
     memory: common.Memory = None,
     samples: common.Samples = None,
@@ -119,7 +120,7 @@ def widen(
         return not write or _target(job).exists()
 
     command = Command("widen", Widened, compute, print_json, print_one, print_many, beside, there, warn)
-    source = Source(problem, common.parse_sets(sets), data, loss, tuple(allow_global or ()))
+    source = Source(problem, common.parse_sets(sets), data, loss, tuple(allow_global or ()), key)
     told: dict[str, Any] = {**settings.as_dict(), "write": [to, how] if write else None}
     run_command(command, checkpoints, source, told, out, force=force, quiet=quiet, as_json=as_json)
 

@@ -26,6 +26,7 @@ def source_options(source: Source) -> list[tuple[str, Any]]:
         ("--data", source.data),
         ("--loss", source.loss),
         *(("--allow-global", name) for name in source.allow_globals),
+        ("--key", source.key),
         ("--batchnorm", source.batchnorm),
     ]
 
