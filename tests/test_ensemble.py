@@ -14,6 +14,7 @@ from landscape.batches import read_batches
 from landscape.certifying import loss_floor
 from landscape.ensemble import Stack
 from landscape.errors import ProblemError
+from landscape.objective import build_objective
 from landscape.problem import Problem
 from landscape.stacking import build_stack, data_key, most_members, stack_key
 
@@ -260,7 +261,7 @@ def test_running_out_of_memory_takes_fewer_members_at_a_time(monkeypatch: pytest
     assert sizes == [5, 2, 2, 1]
 
 
-def test_what_vmap_cannot_do_is_explained() -> None:
+def test_what_vmap_cannot_do_goes_one_at_a_time() -> None:
     class Branching(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -271,9 +272,12 @@ def test_what_vmap_cannot_do_is_explained() -> None:
             return z if float(z.sum()) > 0 else -z
 
     x, y = torch.randn(4, 3), torch.randn(4, 2)
-    stack, theta = build_stack([Problem(Branching().double(), (x.double(), y.double()), "mse")] * 2)
+    problem = Problem(Branching().double(), (x.double(), y.double()), "mse")
+    stack, theta = build_stack([problem] * 2)
+    assert "vmap" in stack.alone
+    close(stack.values(theta), torch.full((2,), build_objective(problem).value(), dtype=torch.float64), 1e-14)
     with pytest.raises(ProblemError, match="cannot be stacked"):
-        stack.values(theta)
+        stack.sums(theta, stack.others, stack.batches[0])
 
 
 @pytest.mark.parametrize(("parameters", "members"), [(1, 100), (1000, 100), (2000, 33), (10**5, 1)])

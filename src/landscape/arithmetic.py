@@ -24,11 +24,14 @@ def strict_arithmetic(allow_tf32: bool = False) -> Iterator[None]:
 
     PyTorch's default `cudnn.allow_tf32=True` makes every convolution's product wrong by 4e-4 … 1e-2; a caller's
     `set_float32_matmul_precision` does so to matrix products, on some CPUs as well; fused attention kernels have no
-    second derivative. Under a caller's `no_grad` or `inference_mode` every product would silently be zero. The caller's
+    second derivative, and what transformers take without gradients is not what they take with them (padding comes out
+    as zeros). Under a caller's `no_grad` or `inference_mode` every product would silently be zero. The caller's
     settings come back on exit, whether made by PyTorch's older switches or by its newer ones.
     """
     before, switches = list(starmap(_precision, _SETTINGS)), _switches()
+    fast = torch.backends.mha.get_fastpath_enabled()
     try:
+        torch.backends.mha.set_fastpath_enabled(False)
         if switches is not None:  # they are to agree with the settings, or reading them is an error
             torch._C._set_cudnn_allow_tf32(allow_tf32)
             torch.set_float32_matmul_precision("high" if allow_tf32 else "highest")
@@ -36,6 +39,7 @@ def strict_arithmetic(allow_tf32: bool = False) -> Iterator[None]:
         with torch.inference_mode(False), torch.enable_grad(), sdpa_kernel([SDPBackend.MATH]):
             yield
     finally:
+        torch.backends.mha.set_fastpath_enabled(fast)
         if switches is not None:
             torch._C._set_cudnn_allow_tf32(switches[0])
             torch.set_float32_matmul_precision(switches[1])

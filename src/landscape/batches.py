@@ -135,7 +135,8 @@ def read_batches(problem: Problem) -> list[Batch]:
         raise ProblemError("the data set is empty", "check the path and the filters of your data loading")
     for batch in batches:
         for tensor in tensors_of(batch):
-            if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+            # −inf is what a mask forbids; where it is none, the loss is not finite either.
+            if tensor.is_floating_point() and not bool((torch.isfinite(tensor) | (tensor == -torch.inf)).all()):
                 raise ProblemError("the data contains NaN or Inf", "clean the data set, or mask these samples")
     if problem.loss == "bce":
         _check_binary(batches)

@@ -28,6 +28,13 @@ Product = Callable[[Tensors], Tensors]
 Builder = Callable[[Objective, Batch], Product]
 
 
+NO_GAUSS_NEWTON = (
+    "the loss is no function of what the model returns (it differentiates the model by its inputs, usually), so its "
+    "Gauss-Newton matrix is not defined",
+    "use --operator hessian",
+)
+
+
 def _aligned(part: Tensor) -> Tensor:
     """A part of a flat vector where it can be seen as complex numbers: those begin at an even place."""
     return part.clone() if part.shape[-1:] == (2,) and part.storage_offset() % 2 else part
@@ -158,15 +165,28 @@ def _outputs(objective: Objective, model: nn.Module, batch: Batch) -> tuple[Tens
             "call the model itself inside the loss, or use --operator hessian",
         )
     outputs = tuple(flat[i] for i in places)
+    if any(_escaped(z) for z in outputs):
+        raise ProblemError(*NO_GAUSS_NEWTON)
 
     def loss_of(replacements: Tensors) -> Tensor:
         filled = list(flat)
         for place, tensor in zip(places, replacements, strict=True):
             filled[place] = tensor
         played = _Recorder(model, pytree.tree_unflatten(filled, structure))
-        return objective.loss(played, batch)[0]  # type: ignore[arg-type]
+        try:
+            return objective.loss(played, batch)[0]  # type: ignore[arg-type]
+        except Exception as error:
+            if is_out_of_memory(error):
+                raise
+            raise ProblemError(*NO_GAUSS_NEWTON) from error
 
     return outputs, loss_of
+
+
+def _escaped(tensor: Tensor) -> bool:
+    """Whether a tensor belongs to a transformation of torch.func, inside of the loss, that is over."""
+    level = torch._C._functorch.maybe_get_level(tensor)  # −1 for an ordinary one, below for one whose level is gone
+    return bool(level < -1 or level > (torch._C._functorch.maybe_current_level() or 0))
 
 
 def ggn_reverse(objective: Objective, batch: Batch, batched: bool = False) -> Product:

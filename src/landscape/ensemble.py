@@ -6,7 +6,9 @@ members that have finished. Members and samples are taken in chunks that suit th
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -26,6 +28,8 @@ CACHE_BYTES = 2**21
 # Jacobians of one member at a time.
 PIECE_BYTES = 2**23
 DEVICE_SHARE = 0.25
+# Columns a launch of one network's Hessian; sums of them in two ways differ by so many units of eps.
+BLOCK, SAME_ULPS = 32, 1e4
 # Live tensors of an activation's size while a gradient, and while a forward-over-reverse product is taken.
 LIVE = {"value": 4, "gradient": 8, "product": 24}
 
@@ -47,6 +51,8 @@ class Stack:
         unit_bytes: size of the largest activation of one member and one sample, for choosing chunks.
         limit: bytes the whole process may use; None: a share of what is free.
         own: names of own targets.
+        alone: why members go one at a time, as plain networks: what `torch.func.vmap` cannot do with them; empty: they
+            are stacked. Their numbers then do pass through `model`.
     """
 
     model: nn.Module
@@ -61,6 +67,7 @@ class Stack:
     unit_bytes: int
     limit: int | None = None
     own: tuple[str, ...] = ()
+    alone: str = ""
 
     @property
     def device(self) -> torch.device:
@@ -80,7 +87,7 @@ class Stack:
 
         def chunk(part: Tensor, others: dict[str, Tensor]) -> Tensor:
             with torch.no_grad():
-                return self._over_batches(lambda batch: torch.func.vmap(self._total(batch))(part, others))
+                return self._over_batches(lambda batch: self._totals(part, others, batch))
 
         return self._chunked(theta, rows, "value", chunk) / self.count + self._penalty(theta)
 
@@ -89,6 +96,8 @@ class Stack:
 
         def chunk(part: Tensor, others: dict[str, Tensor]) -> Tensor:
             def one(batch: Batch) -> Tensor:
+                if self.alone:
+                    return self._each(part, others, lambda mine: self._value_and_slope(batch, mine))
                 leaf = part.detach().requires_grad_()
                 totals = torch.func.vmap(self._total(batch))(leaf, others)
                 slopes = torch.autograd.grad(totals.sum(), leaf, materialize_grads=True)[0]
@@ -110,6 +119,7 @@ class Stack:
         `vmap(jvp(grad))`, many columns a launch.
         """
         columns = self._columns_forward if self.device.type == "cuda" else self._columns_kept
+        columns = self._columns_alone if self.alone else columns
 
         def chunk(part: Tensor, others: dict[str, Tensor]) -> Tensor:
             return self._over_batches(lambda batch: columns(batch, part, others))
@@ -164,7 +174,7 @@ class Stack:
     def saturation(self, theta: Tensor, rows: Tensor | None = None) -> Tensor:
         """How large entries of H are before they cancel [A]: ‖∂z/∂θ‖²_F / count for the losses of probabilities,
         whose 1 − p is off by eps however small it is; 0 for other losses. Estimated by random signs."""
-        if self.loss_name not in ("cross_entropy", "bce") or not self.least_squares_like:
+        if self.loss_name not in ("cross_entropy", "bce") or not self._rows_of_outputs:
             return theta.new_zeros(len(theta))
         generator = torch.Generator().manual_seed(0)
 
@@ -173,12 +183,18 @@ class Stack:
             drawn = torch.randint(2, shape, generator=generator)
             return (2 * drawn - 1).to(device=self.device, dtype=self.dtype)
 
-        with torch.no_grad():
-            drawn = [(batch, signs(batch)) for batch in self.batches]
+        drawn = [(batch, signs(batch)) for batch in self.batches]
 
         def chunk(part: Tensor, others: dict[str, Tensor]) -> Tensor:
             total = part.new_zeros(part.shape)
             for batch, sign in drawn:
+                if self.alone:
+
+                    def drawn_slope(_: object, inputs: Tensor = batch[0], sign: Tensor = sign) -> Tensor:
+                        return _slope((sign * self.model(inputs)).sum(), self._leaves)
+
+                    total += self._each(part, others, drawn_slope)
+                    continue
                 leaf = part.detach().requires_grad_()
 
                 def along(flat: Tensor, mine: dict[str, Tensor], batch: Batch = batch, sign: Tensor = sign) -> Tensor:
@@ -192,13 +208,49 @@ class Stack:
         return self._chunked(theta, rows, "gradient", chunk) / self.count
 
     def sums(self, leaf: Tensor, others: dict[str, Tensor], batch: Batch) -> Tensor:
-        """Loss sums [A] on one of the batches with their graph to `leaf` Θ[A, P]; others: of these members."""
+        """Loss sums [A] on one of the batches with their graph to `leaf` Θ[A, P]; others: of these members.
+
+        Raises:
+            ProblemError: these networks go one at a time.
+        """
+        if self.alone:
+            raise ProblemError(f"these networks cannot be stacked: {self.alone}", "train them one by one")
         found: Tensor = torch.func.vmap(self._total(batch))(leaf, others)
         return found
 
+    def derivatives(self, theta: Tensor, direction: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """On the first batch, of the first members: loss sums [A], their slopes [A, P], and the second derivatives of
+        these along a direction [P], in the way that `hessians` goes."""
+        batch, others = self.batches[0], {name: t[: len(theta)] for name, t in self.others.items()}
+
+        def one(mine: dict[str, Tensor]) -> Tensor:
+            total = self._sum(batch, mine)
+            slope = _slope(total, self._leaves, create_graph=True)
+            turned = _slope(slope @ direction, self._leaves)
+            return torch.cat([total.detach().reshape(1), slope.detach(), turned])
+
+        if self.alone:
+            found = self._each(theta, others, one)
+            return found[:, 0], found[:, 1 : 1 + self.parameters], found[:, 1 + self.parameters :]
+        leaf = theta.detach().requires_grad_()
+        totals = self.sums(leaf, others, batch)
+        slopes = torch.autograd.grad(totals.sum(), leaf, create_graph=True, materialize_grads=True)[0]
+        if self.device.type == "cuda":
+            slope = torch.func.grad(lambda x: self.sums(x, others, batch).sum())
+            turned = torch.func.jvp(slope, (theta,), (direction.expand_as(theta),))[1]
+        else:
+            turned = torch.zeros_like(theta)
+            if slopes.requires_grad:
+                turned = torch.autograd.grad((slopes @ direction).sum(), leaf, materialize_grads=True)[0]
+        return totals.detach(), slopes.detach(), turned
+
     def member_sum(self, flat: Tensor, row: int, batch: Batch) -> Tensor:
         """The loss sum of θ [P] of member `row` on one of the batches, without `vmap`."""
-        return self._total(batch)(flat, {name: t[row] for name, t in self.others.items()})
+        others = {name: t[row] for name, t in self.others.items()}
+        if self.alone:
+            self._load(flat, others)
+            return self._sum(batch, others)
+        return self._total(batch)(flat, others)
 
     def minibatch_sums(
         self, leaf: Tensor, others: dict[str, Tensor], inputs: Tensor, targets: Tensor, *, shared: bool
@@ -213,17 +265,21 @@ class Stack:
         found: Tensor = torch.func.vmap(one, in_dims=axes)(leaf, others, inputs, targets)
         return found
 
-    @cached_property
+    @property
     def least_squares_like(self) -> bool:
-        """Whether Gauss–Newton matrices can be made: a built-in loss over pairs of tensors."""
+        """Whether Gauss–Newton matrices can be made: a built-in loss over pairs of tensors, networks in a stack."""
+        return self._rows_of_outputs and not self.alone
+
+    @cached_property
+    def _rows_of_outputs(self) -> bool:
+        """Whether a built-in loss takes what the network gives for each sample as one vector."""
         parts = Tensor | str if self.own else Tensor
         if self.loss_name is None or not all(
             isinstance(b, tuple | list) and len(b) == 2 and all(isinstance(t, parts) for t in b) for b in self.batches
         ):
             return False
         inputs, targets = self.batches[0]
-        with torch.no_grad():
-            outputs = self.model(inputs[:1])
+        outputs = self.model(inputs[:1])
         if not (isinstance(outputs, Tensor) and outputs.dim() >= 1):
             return False
         # Class indices of sequences and images are summed over positions, which Jacobians here are not.
@@ -233,8 +289,7 @@ class Stack:
     @cached_property
     def outputs(self) -> int:
         """Numbers the network gives for one sample."""
-        with torch.no_grad():
-            return int(self.model(self.batches[0][0][:1]).numel())
+        return int(self.model(self.batches[0][0][:1]).numel())
 
     @property
     def _longest(self) -> int:
@@ -279,6 +334,57 @@ class Stack:
             return answer
 
         return total
+
+    # ---- members one at a time ---------------------------------------------------------------------------------
+
+    def _load(self, flat: Tensor, others: dict[str, Tensor]) -> None:
+        """Put the numbers of one member into the model: what is recomputed in backward reads them there."""
+        there = dict(self.model.named_parameters()) | dict(self.model.named_buffers())
+        with torch.no_grad():
+            for name, numbers in self.named(flat, others).items():
+                there[name].copy_(numbers)
+
+    @property
+    def _leaves(self) -> list[Tensor]:
+        named = dict(self.model.named_parameters())
+        return [named[name] for name in self.layout.names]
+
+    def _each(self, part: Tensor, others: dict[str, Tensor], function: Callable[[dict[str, Tensor]], Tensor]) -> Tensor:
+        """`function` of the others of each member, with its numbers in the model, stacked."""
+        found = []
+        for i, flat in enumerate(part):
+            mine = {name: t[i] for name, t in others.items()}
+            self._load(flat, mine)
+            found.append(function(mine))
+        return torch.stack(found)
+
+    def _sum(self, batch: Batch, mine: dict[str, Tensor]) -> Tensor:
+        """The loss sum of the numbers that are in the model."""
+        return self.loss(self.model, self._whole(batch, mine))[0]
+
+    def _totals(self, part: Tensor, others: dict[str, Tensor], batch: Batch) -> Tensor:
+        """Loss sums [A] of one batch, without graph."""
+        if not self.alone:
+            found: Tensor = torch.func.vmap(self._total(batch))(part, others)
+            return found
+        return self._each(part, others, lambda mine: self._sum(batch, mine).to(part.dtype))
+
+    def _value_and_slope(self, batch: Batch, mine: dict[str, Tensor]) -> Tensor:
+        total = self._sum(batch, mine)
+        return torch.cat([total.detach().to(self.dtype).reshape(1), _slope(total, self._leaves)])
+
+    def _columns_alone(self, batch: Batch, part: Tensor, others: dict[str, Tensor]) -> Tensor:
+        """As `_columns_kept`."""
+
+        def columns(mine: dict[str, Tensor]) -> Tensor:
+            leaves = self._leaves
+            slope = _slope(self._sum(batch, mine), leaves, create_graph=True)
+            if not slope.requires_grad:  # the loss is linear in θ
+                return slope.new_zeros(len(slope), len(slope))
+            basis = torch.eye(len(slope), dtype=slope.dtype, device=slope.device)
+            return torch.cat([_turned(slope, leaves, rows) for rows in torch.split(basis, BLOCK)])
+
+        return self._each(part, others, columns)
 
     def _jacobian(self, part: Tensor, others: dict[str, Tensor], inputs: Tensor) -> tuple[Tensor, Tensor]:
         """Outputs [A, n, O] and Jacobians [A, n, O, P]: reverse mode, sample by sample under vmap."""
@@ -363,13 +469,40 @@ class Stack:
                     return torch.cat([function(*piece) for piece in self._pieces(theta, rows, size)])
                 except Exception as error:
                     if not is_out_of_memory(error):
-                        raise _unstackable(error) from error
+                        raise _impossible(error, self.alone) from error
                     if size <= 1:
                         raise UsageError(
                             "not even one network at a time fits into memory", "raise --memory, or take fewer --samples"
                         ) from error
                 size //= 2
                 release_cached(self.device)  # here, where the traceback has let go of what it held
+
+
+def _slope(
+    total: Tensor, leaves: Sequence[Tensor], create_graph: bool = False, retain_graph: bool | None = None
+) -> Tensor:
+    """∂ total / ∂ leaves as one vector [P]."""
+    if not total.requires_grad:
+        return torch.cat([leaf.new_zeros(leaf.numel()) for leaf in leaves])
+    parts = torch.autograd.grad(
+        total, list(leaves), create_graph=create_graph, retain_graph=retain_graph, materialize_grads=True
+    )
+    return torch.cat([p.reshape(-1) for p in parts])
+
+
+def _turned(slope: Tensor, leaves: Sequence[Tensor], rows: Tensor) -> Tensor:
+    """∂ (row · slope) / ∂ leaves [b, P] of rows [b, P]: in one launch, which pays for networks as small as these,
+    unless that fails or has another sum than a launch for that sum."""
+    total = _slope(rows.sum(0) @ slope, leaves, retain_graph=True)
+    with suppress(RuntimeError), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        found = torch.autograd.grad(
+            slope, list(leaves), rows, retain_graph=True, is_grads_batched=True, materialize_grads=True
+        )
+        turned = torch.cat([f.reshape(len(rows), -1) for f in found], dim=1)
+        if (turned.sum(0) - total).norm() <= SAME_ULPS * torch.finfo(turned.dtype).eps * turned.norm():
+            return turned
+    return torch.stack([_slope(row @ slope, leaves, retain_graph=True) for row in rows])
 
 
 class _Holder(nn.Module):
@@ -384,18 +517,13 @@ class _Holder(nn.Module):
         return self._loss(self.model, batch)[0]
 
 
-def _unstackable(error: Exception) -> Exception:
-    """PyTorch's complaint about what `vmap` cannot do, as an error for the user; ours as they are."""
-    text = str(error)
-    if isinstance(error, RuntimeError) and "derivative" in text and "not implemented" in text:
-        return ProblemError(
-            f"this model cannot be differentiated twice: {text.strip().splitlines()[0][:200]}",
-            "write that function in plain tensor operations; `landscape doctor` names the layer",
-        )
-    if isinstance(error, RuntimeError) and any(word in text for word in ("vmap", "functorch", "in-place", "batching")):
-        first = text.strip().splitlines()[0][:200]
-        return ProblemError(
-            f"these networks cannot be stacked with torch.func: {first}",
-            "landscape descend --method lbfgs takes one network at a time, without torch.func.vmap",
-        )
-    return error
+def _impossible(error: Exception, alone: str) -> Exception:
+    """What PyTorch cannot do with the user's network, as an error for the user; ours as they are."""
+    if not isinstance(error, RuntimeError | NotImplementedError):
+        return error
+    first = str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
+    how = f", nor stacked ({alone})" if alone else ""
+    return ProblemError(
+        f"this network cannot be differentiated twice by itself{how}: {first}",
+        "landscape doctor names the layer; landscape spectrum has other ways to take products",
+    )

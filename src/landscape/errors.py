@@ -39,6 +39,10 @@ class ProblemError(LandscapeError):
     exit_code = 3
 
 
+class NarrowError(ProblemError):
+    """The model or loss runs in its own arithmetic and not in float64."""
+
+
 class NumericalError(LandscapeError):
     """NaN or Inf where a number was needed; `partial` is the result as far as it got, if any."""
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from landscape.errors import CheckpointError
-from landscape.weights import COUNTER
+from landscape.weights import COUNTER, require_finite
 
 if TYPE_CHECKING:
     from landscape.checkpoint import Checkpoint
@@ -60,6 +60,8 @@ def load_into(model: nn.Module, checkpoint: Checkpoint, state: Mapping[str, Tens
     _check_names(checkpoint, state, match, targets)
     pairs = [(name, targets[name], state[source]) for name, source in match.sources.items() if name in targets]
     _check_types(checkpoint, pairs)
+    parameters = [(name, source) for name, t, source in pairs if isinstance(t, nn.Parameter)]
+    require_finite(checkpoint.path, [n for n, s in parameters if not bool(torch.isfinite(s).all())])
     _check_ties(checkpoint, pairs)
     dtype = _floating_dtype(state[source] for source in match.sources.values())
     old = {t.dtype for t in targets.values() if t.is_floating_point()}

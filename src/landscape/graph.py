@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from typing import Any
 
 from torch import Tensor
@@ -41,6 +42,8 @@ def undifferentiable(total: Tensor) -> tuple[str, str] | None:
             )
         if getattr(node, "_saved_scale_grad_by_freq", False):
             return SCALED
+        if getattr(node, "_saved_sparse", False):
+            return SPARSE
     return None
 
 
@@ -49,6 +52,27 @@ SCALED = (
     "its Hessian is not symmetric",
     "set scale_grad_by_freq=False on it; the loss stays the same",
 )
+SPARSE = (
+    "an embedding called with sparse=True has a sparse gradient, which has no second derivative",
+    "call F.embedding with sparse=False; the loss stays the same",
+)
+
+
+def saved_bytes(roots: Sequence[Tensor], ignore: Sequence[Tensor]) -> int:
+    """Bytes that graphs keep for backward, each storage once, without the tensors to be ignored."""
+    seen, total = {t.untyped_storage().data_ptr() for t in ignore}, 0
+    nodes = {node for root in roots for node in nodes_of(root)}
+    for node in nodes:
+        for name in dir(node):
+            if not name.startswith("_saved_"):
+                continue
+            with suppress(RuntimeError):  # what is freed, or was changed in place
+                kept = getattr(node, name)
+                for tensor in kept if isinstance(kept, tuple | list) else (kept,):
+                    if isinstance(tensor, Tensor) and (at := tensor.untyped_storage().data_ptr()) not in seen:
+                        seen.add(at)
+                        total += tensor.untyped_storage().nbytes()
+    return total
 
 
 def fixed_rows(total: Tensor, parameters: Sequence[Tensor]) -> list[tuple[int, int]]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -21,6 +20,7 @@ from landscape.coordinates import words_of
 from landscape.errors import CheckpointError, LandscapeError, ProblemError, UsageError
 from landscape.fitting import load_into
 from landscape.identity import file_sha256
+from landscape.moving import copied
 from landscape.problem import LOSSES, Problem
 from landscape.problem_file import call_problem
 from landscape.run_config import Config, run_config
@@ -141,7 +141,7 @@ def _from_function(
     called = call_problem(spec, settings, found.coordinates, extras, words_of(found.path, found.coordinates))
     # A copy: the function may hand out one network for every checkpoint.
     try:
-        model = copy.deepcopy(called.problem.model)
+        model = copied(called.problem.model)
     except Exception as error:
         raise ProblemError(
             f"the model cannot be copied ({type(error).__name__}: {error})",
@@ -227,7 +227,7 @@ def _from_export(found: Checkpoint, module: nn.Module, data: str | None, loss: s
             f"add --data file.npz (arrays inputs and targets) and --loss {'|'.join(LOSSES)}",
         )
     samples = read_npz(data)
-    model = copy.deepcopy(module)
+    model = copied(module)
     notes = load_into(model, found)
     try:
         with torch.no_grad():

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
+from landscape.arithmetic import strict_arithmetic
 from landscape.errors import ProblemError
 from landscape.objective import Objective
 from landscape.problem import Batch
@@ -67,7 +68,7 @@ def classified(outputs: list[Tensor], batch: Batch) -> tuple[Tensor, Tensor]:
 
 def check_classes(objective: Objective) -> None:
     """Refuse accuracy where there are no classes, before any cell is computed. Raises ProblemError."""
-    with torch.no_grad(), outputs_of(objective.model) as outputs:
+    with strict_arithmetic(), torch.no_grad(), outputs_of(objective.model) as outputs:
         for batch in objective.batches:
             objective.batch_sum(batch)
             classified(outputs, batch)

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils import _pytree as pytree
 
 from landscape.errors import ProblemError
 
 # Losses of one model in two arithmetics differ by rounding, in units of the coarser eps; of half precision by less
 # units, or anything would pass.
 ULPS, HALF_ULPS = 1e4, 30.0
+# What PyTorch itself keeps of every module.
+INTERNAL = frozenset(vars(nn.Module()))
 # In doubt: times what one last place of every parameter changes.
 WOBBLES = 100.0
 
@@ -25,11 +29,51 @@ def moved(tensor: Tensor, device: torch.device, dtype: torch.dtype) -> Tensor:
     return tensor.to(device, dtype if tensor.is_floating_point() else tensor.dtype)
 
 
-def moved_model(model: nn.Module, device: torch.device, dtype: torch.dtype) -> nn.Module:
-    """A copy of a model with all its tensors `moved`; `nn.Module.to` would drop imaginary parts."""
-    made = copy.deepcopy(model)
-    made._apply(lambda t: moved(t, device, dtype))  # type: ignore[no-untyped-call]
+def copied(model: nn.Module) -> nn.Module:
+    """A deep copy, that runs as plain PyTorch does: parts that `torch.compile` made are as they were before it.
+
+    Attributes that are results of a computation (what `nn.utils.spectral_norm` keeps, caches) come without their graph,
+    with which PyTorch copies nothing.
+    """
+    results: dict[int, Any] = {}
+    for module in model.modules():
+        for value in pytree.tree_leaves(vars(module)):
+            if isinstance(value, Tensor) and not value.is_leaf:
+                results[id(value)] = value.detach().clone()
+    made = copy.deepcopy(model, results)
+    for module in made.modules():
+        if is_compiled(module):
+            module.forward = module._orig_mod.__call__  # type: ignore[operator]
+        elif isinstance(module, nn.Embedding | nn.EmbeddingBag):
+            module.sparse = False  # the same loss; a sparse gradient has no second derivative
     return made
+
+
+def is_compiled(module: nn.Module) -> bool:
+    """Whether a module is what `torch.compile` makes of one; to import its class would take a second."""
+    return type(module).__name__ == "OptimizedModule" and hasattr(module, "_orig_mod")
+
+
+def moved_model(model: nn.Module, device: torch.device, dtype: torch.dtype) -> nn.Module:
+    """A copy of a model with all its tensors `moved`, plain attributes too (tables, masks that are no buffers);
+    `nn.Module.to` would drop imaginary parts."""
+    made = copied(model)
+    made._apply(lambda t: moved(t, device, dtype))  # type: ignore[no-untyped-call]
+    for module in made.modules():
+        for name, value in list(vars(module).items()):
+            if name not in INTERNAL and _holds_tensors(value):
+                vars(module)[name] = pytree.tree_map_only(Tensor, lambda t: _moved_constant(t, device, dtype), value)
+    return made
+
+
+def _holds_tensors(value: Any) -> bool:
+    kinds = (Tensor, list, tuple, dict)
+    return isinstance(value, kinds) and any(isinstance(t, Tensor) for t in pytree.tree_leaves(value))
+
+
+def _moved_constant(tensor: Tensor, device: torch.device, dtype: torch.dtype) -> Tensor:
+    there = moved(tensor, device, dtype)
+    return tensor if there is tensor else there.detach().requires_grad_(tensor.requires_grad)
 
 
 def require_same_loss(
@@ -68,7 +112,7 @@ def require_same_loss(
 
 
 def _scaled(model: nn.Module, factor: float) -> nn.Module:
-    made = copy.deepcopy(model)
+    made = copied(model)
     with torch.no_grad():
         for parameter in made.parameters():
             if parameter.is_floating_point():

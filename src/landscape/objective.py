@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import math
 import warnings
 from collections.abc import Callable, Mapping, Sequence
@@ -26,19 +25,22 @@ from landscape.batches import (
     tensors_of,
 )
 from landscape.batchnorm import refuse_batch_statistics, take_batch_statistics
-from landscape.errors import NumericalError, ProblemError
+from landscape.errors import NarrowError, NumericalError, ProblemError
 from landscape.graph import SCALED, reaches
 from landscape.memory import release_cached
-from landscape.moving import moved_model, refuse_complex, require_same_loss, require_unchanged
+from landscape.moving import copied, moved_model, refuse_complex, require_same_loss, require_unchanged
 from landscape.parameters import Layout, layout_of, select, trainable
 from landscape.passes import samples_at_once
 from landscape.problem import Batch, LossFunction, Problem
 from landscape.ranks import ALONE, Ranks
+from landscape.user_loss import eager, plain, with_changes
 
 # Samples on which two evaluations are compared.
 CHECKED = 256
 # Samples whose graph is looked at.
 FEWEST = 8
+# Two evaluations of one loss in one arithmetic differ by less, in units of eps.
+SAME_LOSS = 1e3
 
 
 @dataclass(frozen=True, eq=False)
@@ -180,24 +182,26 @@ class Objective:
 
     def with_parameters(self, names: Sequence[str]) -> Objective:
         """The same objective as a function of fewer parameters, on a copy of the model."""
-        model = copy.deepcopy(self.model)
+        model = copied(self.model)
         return self._replace(model=model, names=tuple(names), layout=_require(model, names))
 
     def in_dtype(self, dtype: torch.dtype, batches: list[Batch] | None = None) -> Objective:
         """The same objective (over `batches`, if given) in another arithmetic, on a copy of the model.
 
         Raises:
-            ProblemError: the copy has another loss.
+            NarrowError: the model or loss does not run in it. ProblemError: the copy has another loss.
         """
-        model = moved_model(self.model, self.device, dtype)
+        model, loss = moved_model(self.model, self.device, dtype), self.loss
+        layout = _require(model, self.names)
         if dtype != self.dtype and self.batches:
             first = self.batches[0]
             first = take(first, slice(0, FEWEST)) if self.cuttable else first
-            _compare(self.loss, self.model, model, first, move(first, self.device, dtype))
+            there = move(first, self.device, dtype)
+            loss = _in_arithmetic(model, plain(loss), there, lambda: True)[0]
+            _compare((self.loss, loss), self.model, model, first, there)
         data = [move(b, self.device, dtype) for b in (self.batches if batches is None else batches)]
-        layout = _require(model, self.names)
-        count = self.count if batches is None else _total_count(model, self.loss, data, self.ranks, self.cuttable)
-        return self._replace(model=model, layout=layout, batches=data, count=count)
+        count = self.count if batches is None else _total_count(model, loss, data, self.ranks, self.cuttable)
+        return self._replace(model=model, loss=loss, layout=layout, batches=data, count=count)
 
     def _replace(self, **changes: Any) -> Objective:
         fields = {f: getattr(self, f) for f in self.__dataclass_fields__}
@@ -231,7 +235,8 @@ def gradients(total: Tensor, parameters: Sequence[Tensor], create_graph: bool = 
     """∂ total / ∂ parameters, zero where the total does not depend on one."""
     if not total.requires_grad:
         return tuple(torch.zeros_like(p) for p in parameters)
-    return torch.autograd.grad(total, parameters, create_graph=create_graph, materialize_grads=True)
+    found = torch.autograd.grad(total, parameters, create_graph=create_graph, materialize_grads=True)
+    return tuple(f.to_dense() if f.is_sparse else f for f in found)
 
 
 def build_objective(
@@ -256,6 +261,7 @@ def build_objective(
 
     Raises:
         ProblemError: bad data, a loss that is not (sum, count), a model that answers differently twice.
+        NarrowError: the model or loss runs in its own arithmetic, but not in `dtype`.
         UsageError: a pattern of `params` matches nothing.
         NumericalError: the loss at the checkpoint is NaN or Inf.
     """
@@ -264,7 +270,7 @@ def build_objective(
     own = first.dtype
     dtype = torch.promote_types(own, torch.float32) if dtype is None else dtype
     dtype = dtype.to_real() if dtype.is_complex else dtype
-    loss = problem.loss_function
+    loss = eager(problem.loss_function)
     generators = [device] if device.type == "cuda" else []
     # The checks may draw random numbers (functional dropout, before it is refused): not at the caller's cost.
     with strict_arithmetic(), torch.random.fork_rng(devices=generators):
@@ -277,6 +283,8 @@ def build_objective(
         _refuse_scaled(model)
         everything = read_batches(problem) if batches is None else batches
         moved = [move(b, device, dtype) for b in ranks.shard(everything, problem.per_sample)]
+        given = ranks.shard(everything, problem.per_sample)[0]
+        loss = _as_it_runs(problem, model, loss, given, moved[0])
         at_once = samples_at_once(model, loss, moved, memory) if problem.per_sample else None
         if at_once is not None:
             moved = rechunk(moved, at_once)
@@ -284,10 +292,9 @@ def build_objective(
         few = take(moved[0], piece) if problem.per_sample else moved[0]
         in_portions(lambda b: _check_fixed(model, loss, b), few, problem.per_sample)
         if (own, first.device.type) != (dtype, device.type):
-            given = ranks.shard(everything, problem.per_sample)[0]
             if problem.per_sample:
                 given = take(given, slice(0, length_of(few)))
-            _compare_own(problem, model, given, few)
+            _compare_own(problem, loss, model, given, few)
         _require_reached(model, loss, moved, chosen, problem.per_sample)
         count = _total_count(model, loss, moved, ranks, problem.per_sample)
         require_unchanged(problem.model, model)
@@ -295,10 +302,126 @@ def build_objective(
     return Objective(model, loss, moved, chosen, layout, count, decay, names, cuttable, ranks, at_once=at_once)
 
 
-def _compare(loss: LossFunction, before: nn.Module, after: nn.Module, here: Batch, there: Batch) -> None:
+def build_widest(problem: Problem, precision: str, **options: Any) -> tuple[Objective, tuple[str, ...]]:
+    """`build_objective` for certificates: in float64; for "auto" in the model's own arithmetic if it only runs in that,
+    and a note that says so. For "float32" in that."""
+    try:
+        dtype = torch.float32 if precision == "float32" else torch.float64
+        return build_objective(problem, dtype=dtype, **options), ()
+    except NarrowError as error:
+        if precision != "auto":
+            raise
+        made = build_objective(problem, **options)
+        own = str(made.dtype).removeprefix("torch.")
+        return made, (f"in {own}, with its coarser bounds: {error.message}; {error.hint}",)
+
+
+def _as_it_runs(problem: Problem, model: nn.Module, loss: LossFunction, given: Batch, there: Batch) -> LossFunction:
+    """The loss as it runs on the copy: its constants in the copy's arithmetic if they must be, and recording gradients
+    if it is another, or none at all, without."""
+    few = slice(0, FEWEST if problem.per_sample else None)
+    given, there = (take(b, few) if problem.per_sample else b for b in (given, there))
+    wider = _real_dtype(model) != _real_dtype(problem.model)
+    ran: list[tuple[LossFunction, float, float]] = []
+    bare: list[float] = []
+
+    def run(part: Batch) -> None:
+        ran.append(_in_arithmetic(model, loss, part, lambda: wider and _runs_as_given(problem, loss, given)))
+
+    def run_bare(part: Batch) -> None:
+        bare.append(float(_evaluate(model, found, part)[0]))
+
+    in_portions(run, there, problem.per_sample)
+    found = ran[0][0]
+    try:
+        with torch.inference_mode():
+            in_portions(run_bare, there, problem.per_sample)
+    except (ProblemError, NotImplementedError):
+        return with_changes(found, recorded=True)
+    total, count = sum(r[1] for r in ran), sum(r[2] for r in ran)
+    eps = torch.finfo(_real_dtype(model)).eps
+    same = not abs(total) < float("inf") or abs(total - sum(bare)) <= SAME_LOSS * eps * max(abs(total), abs(count))
+    return found if same else with_changes(found, recorded=True)
+
+
+def _in_arithmetic(
+    model: nn.Module, loss: LossFunction, batch: Batch, as_given: Callable[[], bool]
+) -> tuple[LossFunction, float, float]:
+    """The loss, with its constants brought to the model's arithmetic if it does not run without; sum and count.
+
+    Args:
+        as_given: whether it runs in its own arithmetic.
+
+    Raises:
+        NarrowError: it runs in its own arithmetic only.
+    """
+    try:
+        return (loss, *_with_gradient(model, loss, batch))
+    except ProblemError as error:
+        dtype = _real_dtype(model)
+        brought = with_changes(loss, within=dtype)
+        with suppress(ProblemError, NotImplementedError):
+            return (brought, *_with_gradient(model, brought, batch))
+        if not as_given():
+            raise
+        raise NarrowError(
+            f"the model or loss runs in its own arithmetic, but not in {str(dtype).removeprefix('torch.')}: "
+            f"{error.message}",
+            "make what it computes with follow its inputs, such as weight.to(outputs.dtype) or "
+            "torch.eye(n, dtype=x.dtype)",
+        ) from error
+
+
+def _real_dtype(model: nn.Module) -> torch.dtype:
+    return next(iter(trainable(model).values())).dtype.to_real()
+
+
+def _with_gradient(model: nn.Module, loss: LossFunction, batch: Batch) -> tuple[float, float]:
+    """Sum and count of a batch, whose gradient can be taken. Raises ProblemError."""
+    with warnings.catch_warnings():  # float(tensor) inside a loss, say
+        warnings.simplefilter("ignore")
+        total, count = _evaluate(model, loss, batch)
+        try:
+            gradients(total, [p for p in model.parameters() if p.requires_grad])
+        except NotImplementedError:
+            raise
+        except Exception as error:  # the user's backward
+            if is_out_of_memory(error):
+                raise
+            raise ProblemError(
+                f"the gradient of the loss cannot be taken ({type(error).__name__}): {_first_line(error)}",
+                "call total.backward() on the loss yourself; analyses need what training needs",
+            ) from error
+    return float(total.detach()), count
+
+
+def _runs_as_given(problem: Problem, loss: LossFunction, batch: Batch) -> bool:
+    """Whether the user's own model has a loss and its gradient on its own data."""
+    with suppress(ProblemError, NotImplementedError):
+        _with_gradient(_own_model(problem), loss, batch)
+        return True
+    return False
+
+
+def _own_model(problem: Problem) -> nn.Module:
+    """A copy of the user's own model, as analyses run it."""
+    own = copied(problem.model).eval()
+    if problem.batchnorm == "batch":
+        take_batch_statistics(own)
+    return own
+
+
+def _first_line(error: Exception) -> str:
+    text = str(error).strip()
+    return text.splitlines()[0] if text else ""
+
+
+def _compare(
+    losses: tuple[LossFunction, LossFunction], before: nn.Module, after: nn.Module, here: Batch, there: Batch
+) -> None:
     """The loss of a model on a batch is that of its copy on the same batch elsewhere."""
 
-    def on(batch: Batch) -> Callable[[nn.Module], tuple[float, float]]:
+    def on(loss: LossFunction, batch: Batch) -> Callable[[nn.Module], tuple[float, float]]:
         def sums(model: nn.Module) -> tuple[float, float]:
             with torch.no_grad():
                 total, count = _evaluate(model, loss, batch)
@@ -306,22 +429,20 @@ def _compare(loss: LossFunction, before: nn.Module, after: nn.Module, here: Batc
 
         return sums
 
-    require_same_loss(before, after, on(here), on(there))
+    require_same_loss(before, after, on(losses[0], here), on(losses[1], there))
 
 
-def _compare_own(problem: Problem, model: nn.Module, given: Batch, moved: Batch) -> None:
+def _compare_own(problem: Problem, loss: LossFunction, model: nn.Module, given: Batch, moved: Batch) -> None:
     """As `_compare`, for the user's own model: on the data as given, or in its dtype, if it runs on either."""
-    own = copy.deepcopy(problem.model).eval()
-    if problem.batchnorm == "batch":
-        take_batch_statistics(own)
+    own, bare = _own_model(problem), plain(loss)
     first = next(iter(trainable(own).values()))
     for batch in (given, move(given, first.device, first.dtype.to_real() if first.is_complex() else first.dtype)):
         runs = False
         with torch.no_grad(), suppress(ProblemError, NotImplementedError):
-            _evaluate(own, problem.loss_function, batch)
+            _evaluate(own, bare, batch)
             runs = True
         if runs:
-            return _compare(problem.loss_function, own, model, batch, moved)
+            return _compare((bare, loss), own, model, batch, moved)
     return None
 
 
@@ -354,7 +475,7 @@ def _evaluate(model: nn.Module, loss: LossFunction, batch: Batch) -> tuple[Tenso
         shapes = ", ".join(str(tuple(t.shape)) for t in tensors_of(batch)[:4])
         raise ProblemError(
             f"the model or loss fails on the data (a batch of tensors of shape {shapes}): "
-            f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else ''}",
+            f"{type(error).__name__}: {_first_line(error)}",
             "check that the data fit the model: sizes, number of classes, dtype",
         ) from error
     if isinstance(answer, Tensor):
@@ -385,7 +506,7 @@ def _check_fixed(model: nn.Module, loss: LossFunction, batch: Batch) -> None:
         second, _ = _evaluate(model, loss, batch)
     a, b = float(first), float(second)
     finite = abs(a) < float("inf")
-    if finite and abs(a - b) > 1e3 * torch.finfo(first.dtype).eps * max(abs(a), count):
+    if finite and abs(a - b) > SAME_LOSS * torch.finfo(first.dtype).eps * max(abs(a), count):
         raise ProblemError(
             f"the model answers differently twice ({a:.9g} and {b:.9g} on the same batch), so its loss has no Hessian",
             "look for functional dropout (F.dropout without training=self.training), noise or sampling in forward",
@@ -481,6 +602,7 @@ def _finite(value: float) -> float:
     if not abs(value) < float("inf"):
         raise NumericalError(
             f"the loss at the checkpoint is {value}",
-            "the checkpoint has diverged, or the data is scaled differently than in training",
+            "the checkpoint has diverged, or the data is scaled differently than in training or holds -inf that masks "
+            "nothing",
         )
     return value

@@ -12,7 +12,8 @@ from landscape.agreement import Referee, RefusedError, require_separable
 from landscape.arithmetic import is_out_of_memory
 from landscape.batches import even_size, length_of, share_of, take, tensors_of
 from landscape.curvature import Product, Tensors, builder_of, require_differentiable
-from landscape.errors import ProblemError
+from landscape.errors import LandscapeError, ProblemError
+from landscape.graph import saved_bytes
 from landscape.memory import allocated, count_saved, release_cached, synchronise
 from landscape.objective import Objective, gradients
 from landscape.plan import Plan, Request
@@ -46,7 +47,6 @@ ATTEMPTS = {
 }
 # Timing a call is repeated for so many seconds, at most.
 PATIENCE = 0.05
-FAILURES = (RuntimeError, NotImplementedError, MemoryError, AttributeError, AssertionError)
 
 
 @dataclass(frozen=True)
@@ -144,9 +144,9 @@ class _Planner:
                     trial = self._on_a_piece(way)
                     self.notes += [f"fell back: {reason}" for reason in reasons]
                     return trial
-                except ProblemError:
+                except LandscapeError:
                     raise
-                except (RefusedError, *FAILURES) as error:
+                except Exception as error:  # whatever tracing and differentiating a user's network raises
                     if not is_out_of_memory(error):
                         reasons.append(f"{strategy} ({mode}): {_in_short(error)}")
                         break
@@ -309,7 +309,9 @@ class _Planner:
         except RefusedError as error:
             self._tell(f"refused: {way.strategy} ({way.mode}{', in blocks' if way.block > 1 else ''}): {error}")
             return None
-        except FAILURES as error:
+        except LandscapeError:
+            raise
+        except Exception as error:  # as above
             reason = _in_short(error)
         release_cached(self.device)
         if label:
@@ -350,14 +352,26 @@ class _Planner:
         """The bytes that a chunk keeps, and its product."""
         objective, before = self.objective, allocated(self.device)
         build = builder_of(self.request.operator, way.strategy, way.mode, way.block > 1)
-        with count_saved((*objective.parameters, *tensors_of(batch))) as saved:
-            if way.mode == "reverse":
-                product = build(objective, batch)
-                return max(saved.total, allocated(self.device) - before), product
-            # torch.func refuses hooks: the gradient's graph is counted in its stead, and dropped
-            gradients(objective.batch_sum(batch)[0], objective.parameters, create_graph=True)
+        constants = (*objective.parameters, *tensors_of(batch))
+
+        def graph() -> Tensors:
+            return gradients(objective.batch_sum(batch)[0], objective.parameters, create_graph=True)
+
+        try:
+            with count_saved(constants) as saved:
+                if way.mode == "reverse":
+                    product = build(objective, batch)
+                    return max(saved.total, allocated(self.device) - before), product
+                # torch.func refuses hooks: the gradient's graph is counted in its stead, and dropped
+                graph()
+            held = saved.total
+        except RuntimeError as error:
+            if "saved tensor hooks" not in str(error):  # torch.func in the loss refuses them, too
+                raise
+            held = saved_bytes(graph(), constants)
         product = build(objective, batch)
-        return max(LINEARIZED_BYTES * saved.total, allocated(self.device) - before), product
+        held = held if way.mode == "reverse" else LINEARIZED_BYTES * held
+        return max(held, allocated(self.device) - before), product
 
     # ---- sizes and times ----------------------------------------------------------------------------------------
 

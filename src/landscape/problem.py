@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -13,6 +12,7 @@ from torch.nn import functional as F
 
 from landscape.batchnorm import BATCHNORM, batchnorm_statistics
 from landscape.errors import ProblemError, UsageError
+from landscape.moving import copied, is_compiled
 from landscape.parameters import trainable
 
 # Numbers of a vector register, and outputs from which on turning them pays (measured, float32 with AVX-512).
@@ -28,7 +28,7 @@ class Problem:
 
     Args:
         model: never moved, switched or changed; analyses work on a copy in eval mode. Parameters with
-            `requires_grad=False` stay fixed, tied ones count once.
+            `requires_grad=False` stay fixed, tied ones count once. Of what `torch.compile` made, the original.
         data: `(inputs, targets)` tensors, or any re-iterable of batches that gives the same batches each time.
         loss: "cross_entropy", "mse" (squared error summed over outputs, per sample, no ½), "bce" (on logits,
             summed over outputs, per sample), or a callable `loss(model, batch) -> (sum, count)`: the *sum* of
@@ -49,6 +49,8 @@ class Problem:
     batchnorm: str = "eval"
 
     def __post_init__(self) -> None:
+        while is_compiled(self.model):  # second derivatives need plain PyTorch; the original shares all its tensors
+            object.__setattr__(self, "model", self.model._orig_mod)
         _check_model(self.model)
         _check_data(self.data)
         if isinstance(self.loss, str):
@@ -147,7 +149,7 @@ def at_point(problem: Problem, point: Tensor | Mapping[str, Tensor] | None) -> P
     """
     if point is None:
         return problem
-    model = copy.deepcopy(problem.model)
+    model = copied(problem.model)
     if isinstance(point, Tensor):
         parameters = list(trainable(model).values())
         total = sum(p.numel() for p in parameters)
@@ -156,7 +158,7 @@ def at_point(problem: Problem, point: Tensor | Mapping[str, Tensor] | None) -> P
         torch.nn.utils.vector_to_parameters(point.to(parameters[0]), parameters)
     else:
         try:
-            model.load_state_dict(point)
+            model.load_state_dict({name.removeprefix("_orig_mod."): t for name, t in point.items()})
         except RuntimeError as error:
             raise UsageError(f"the point does not fit the model: {' '.join(str(error).split())[:300]}") from error
     return replace(problem, model=model)

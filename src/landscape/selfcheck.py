@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
+from landscape.arithmetic import strict_arithmetic
 from landscape.cells import CellPlan, Surface, cell_values
 from landscape.objective import Objective
 from landscape.operators import CurvatureOperator
@@ -145,6 +146,6 @@ def has_kinks(objective: Objective) -> bool:
             seen.add(getattr(func, "__name__", "").rstrip("_"))
             return func(*args, **(kwargs or {}))
 
-    with torch.no_grad(), Noting():
+    with strict_arithmetic(), torch.no_grad(), Noting():
         objective.batch_sum(objective.batches[0])
     return any(name in KINKED or name.startswith(KINKED_STARTS) for name in seen)

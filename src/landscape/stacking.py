@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from landscape.arithmetic import strict_arithmetic
 from landscape.batches import fingerprint, length_of, read_batches, rechunk, take
 from landscape.ensemble import CACHE_BYTES, Stack
 from landscape.errors import ProblemError
+from landscape.moving import copied
 from landscape.objective import Objective, build_objective
 from landscape.parameters import trainable
 from landscape.problem import Batch, Problem
+from landscape.stackable import why_alone
 
 # One [S, P, P]; a descent holds several.
 MATRIX_BYTES = 2**30
@@ -30,13 +33,16 @@ def stack_key(problem: Problem) -> tuple[Any, ...]:
 
 
 def _plain_attributes(module: nn.Module) -> tuple[Any, ...]:
-    """What a module computes with besides its tensors and parts: numbers, text, tuples of them, functions."""
+    """What a module computes with besides its parameters, buffers and parts: numbers, text, tuples of them, functions,
+    plain tensors."""
     found = []
     for name, value in sorted(vars(module).items()):
         if name == "training" or name.startswith("_"):
             continue
         if isinstance(value, bool | int | float | str | tuple | list | dict | type(None)):
             found.append((name, repr(value)))
+        elif isinstance(value, Tensor):
+            found.append((name, fingerprint([value])))
         elif callable(value) and not isinstance(value, nn.Module):
             found.append((name, str(id(value))))
     return (type(module).__qualname__, *found)
@@ -67,7 +73,7 @@ def build_stack(
     """
     first = problems[0]
     made = build_objective(first, device=device, dtype=dtype) if objective is None else objective
-    model = copy.deepcopy(made.model)
+    model = copied(made.model)
     names = made.names
     states = [_tensors(p.model, made.device, made.dtype) for p in problems]
     theta = torch.stack([made.layout.flatten([s[n] for n in names]) for s in states])
@@ -94,7 +100,7 @@ def build_stack(
         memory,
         tuple(own),
     )
-    return stack, theta
+    return replace(stack, alone=why_alone(stack, theta)), theta
 
 
 def data_key(problem: Problem, batches: Sequence[Batch]) -> str:
@@ -146,7 +152,7 @@ def unit_bytes(objective: Objective) -> int:
 
     handles = [m.register_forward_hook(note) for m in objective.model.modules()]
     try:
-        with torch.no_grad():
+        with strict_arithmetic(), torch.no_grad():
             objective.loss(objective.model, batch)
     finally:
         for handle in handles:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -223,6 +223,23 @@ def _no_weights(path: Path, loaded: Mapping[Any, Any]) -> tuple[str, str]:
     return f"{path} holds no weights (top-level keys: {keys})", RESAVE
 
 
+def is_mask_or_finite(tensor: Tensor) -> bool:
+    """Whether −inf is all that is not finite in it, and not all of it: a causal mask is such a constant."""
+    lowest = tensor == -torch.inf
+    return bool((lowest | torch.isfinite(tensor)).all()) and not (tensor.numel() > 0 and bool(lowest.all()))
+
+
+def require_finite(path: Path | str, broken: Sequence[str]) -> None:
+    """Nothing of a checkpoint is broken. Raises CheckpointError."""
+    if broken:
+        raise CheckpointError(
+            f"{path} has NaN or Inf in {', '.join(broken[:8])}"
+            + (f" and {len(broken) - 8} more tensors" if len(broken) > 8 else "")
+            + ": training diverged, usually",
+            "take an earlier checkpoint of this run",
+        )
+
+
 # ---- tensors --------------------------------------------------------------------------------------------------------
 
 
@@ -242,14 +259,7 @@ def checked_weights(path: Path, raw: Mapping[str, Any]) -> tuple[dict[str, Tenso
         state[name] = tensor.detach().clone(memory_format=torch.contiguous_format)
     if not state:
         raise CheckpointError(f"{path} holds no tensors", RESAVE)
-    broken = [name for name, t in state.items() if t.is_floating_point() and not bool(torch.isfinite(t).all())]
-    if broken:
-        raise CheckpointError(
-            f"{path} has NaN or Inf in {', '.join(broken[:8])}"
-            + (f" and {len(broken) - 8} more tensors" if len(broken) > 8 else "")
-            + ": training diverged, usually",
-            "take an earlier checkpoint of this run",
-        )
+    require_finite(path, [name for name, t in state.items() if t.is_floating_point() and not is_mask_or_finite(t)])
     notes = []
     if left_out:
         shown = ", ".join(left_out[:5]) + (f" and {len(left_out) - 5} more" if len(left_out) > 5 else "")

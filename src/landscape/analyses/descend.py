@@ -19,7 +19,7 @@ from landscape.certifying import certify_stack
 from landscape.descending import TARGETS, Progress, Trajectory, Way, descend_stack, flow_stack
 from landscape.descending_large import certify_large, descend_large
 from landscape.errors import LandscapeError, ProblemError, UsageError
-from landscape.objective import Objective, build_objective
+from landscape.objective import Objective, build_widest
 from landscape.optim.damped import REASONS
 from landscape.parameters import Layout
 from landscape.problem import Problem, at_point
@@ -44,7 +44,8 @@ class DescendSettings:
             Levenberg–Marquardt. "flow": gradient flow. "lbfgs", "newton-krylov", "newton-mr": matrix-free.
         steps: iterations, at most. gradient: aim for max |∇L|, as a share of what parts of the data pull.
         tau: relative floor of the verdict. samples: a random subset of the data. seed: of random choices.
-        device: "auto", "cpu", "cuda". precision: "auto" (float64), "float64", "float32".
+        device: "auto", "cpu", "cuda". precision: "auto" (float64, or the model's own where it runs in no
+            other), "float64", "float32".
         memory: limit in bytes for the whole process. max_products: for the certificate of a large network.
     """
 
@@ -80,10 +81,6 @@ class DescendSettings:
     def as_dict(self) -> dict[str, Any]:
         """Plain types, for identities and files."""
         return asdict(self)
-
-    @property
-    def dtype(self) -> torch.dtype:
-        return torch.float32 if self.precision == "float32" else torch.float64
 
     @property
     def way(self) -> Way:
@@ -163,12 +160,15 @@ def _group(
     used, population = chosen(problems[0], settings.samples, settings.seed)
     full = population is None
     device = resolve_device(settings.device)
+    told: dict[int, tuple[str, ...]] = {}
 
     def objective_of(k: int) -> Objective | None:
         try:
-            return build_objective(
-                problems[k], batches=used, device=device, dtype=settings.dtype, memory=settings.memory
+            made, notes = build_widest(
+                problems[k], settings.precision, batches=used, device=device, memory=settings.memory
             )
+            told[k] = notes
+            return made
         except LandscapeError as error:
             finished(k, error)
             return None
@@ -184,7 +184,7 @@ def _group(
     if settings.method in STACKED and small:
         try:
             found: Sequence[Descended | LandscapeError]
-            found = _stacked([problems[k] for k in numbers], first, settings, full, progress)
+            found = _stacked([problems[k] for k in numbers], first, settings, full, progress, told[numbers[0]])
         except LandscapeError as error:
             found = [error] * len(numbers)
         for k, one in zip(numbers, found, strict=True):
@@ -195,7 +195,7 @@ def _group(
         if objective is None:
             continue
         try:
-            finished(k, _one_large(problems[k], objective, settings, full, progress))
+            finished(k, _one_large(problems[k], objective, settings, full, progress, told[k]))
         except LandscapeError as error:
             finished(k, error)
 
@@ -205,7 +205,12 @@ def _is_finite(model: nn.Module) -> bool:
 
 
 def _stacked(
-    problems: list[Problem], first: Objective, settings: DescendSettings, full: bool, progress: Progress | None
+    problems: list[Problem],
+    first: Objective,
+    settings: DescendSettings,
+    full: bool,
+    progress: Progress | None,
+    notes: tuple[str, ...],
 ) -> list[Descended]:
     start = time.perf_counter()
     stack, theta = build_stack(problems, objective=first, memory=settings.memory)
@@ -217,7 +222,7 @@ def _stacked(
     method = "levenberg-marquardt, newton" if gauss_newton else settings.method.replace("auto", "newton")
     certificates = certify_stack(stack, ended.theta, tau=settings.tau, full_data=full, halves=halves)
     seconds = (time.perf_counter() - start) / len(problems)
-    plan = {"stacked": len(problems), "notes": ()}
+    plan = {"stacked": 1 if stack.alone else len(problems), "notes": ()}
     return [
         _result(
             settings,
@@ -230,14 +235,19 @@ def _stacked(
             len(paths[i].loss) - 1,
             stack.layout,
             stack.count,
-            Spent(0, seconds, certificates[i].dtype, str(stack.device), plan),
+            Spent(0, seconds, certificates[i].dtype, str(stack.device), plan, notes),
         )
         for i in range(len(problems))
     ]
 
 
 def _one_large(
-    problem: Problem, objective: Objective, settings: DescendSettings, full: bool, progress: Progress | None
+    problem: Problem,
+    objective: Objective,
+    settings: DescendSettings,
+    full: bool,
+    progress: Progress | None,
+    notes: tuple[str, ...],
 ) -> Descended:
     start = time.perf_counter()
     before, way, products = objective.value(), settings.way, 0
@@ -274,6 +284,7 @@ def _one_large(
         certificate.dtype,
         str(objective.device),
         {"stacked": 1, "notes": ()},
+        notes,
     )
     steps = len(path.loss) - 1
     return _result(

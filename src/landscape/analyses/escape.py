@@ -21,7 +21,7 @@ from landscape.descending_large import LowestPair, certify_large, descend_large,
 from landscape.ensemble import Stack
 from landscape.errors import NumericalError, UsageError
 from landscape.escaping import DENSE_STEPS, Followed, Sides, best_steps, follow, follow_large, kicks, profile
-from landscape.objective import Objective, build_objective
+from landscape.objective import Objective, build_widest
 from landscape.pieces import FORGETFUL, Pieces
 from landscape.problem import Problem, at_point
 from landscape.result_escapes import Escaped
@@ -48,8 +48,8 @@ class EscapeSettings:
         controls: random kicks of the same length to compare with.
         steps: iterations of each descent, at most. tau: relative floor of the verdicts.
         samples: a random subset of the data. seed: of random choices. device: "auto", "cpu", "cuda".
-        precision: "auto" (float64), "float64" or "float32". memory: limit in bytes for the whole process.
-        max_products: for the lowest eigenvalue of a large network.
+        precision: "auto" (float64, or the model's own where it runs in no other), "float64" or "float32".
+        memory: limit in bytes for the whole process. max_products: for the lowest eigenvalue of a large network.
     """
 
     descend: bool = False
@@ -77,10 +77,6 @@ class EscapeSettings:
     def as_dict(self) -> dict[str, Any]:
         """Plain types, for identities and files."""
         return asdict(self)
-
-    @property
-    def dtype(self) -> torch.dtype:
-        return torch.float32 if self.precision == "float32" else torch.float64
 
 
 def escape(
@@ -113,7 +109,7 @@ def run_escape(
     used, population = chosen(problem, settings.samples, settings.seed)
     full = population is None
     device = resolve_device(settings.device)
-    objective = build_objective(problem, batches=used, device=device, dtype=settings.dtype, memory=settings.memory)
+    objective, notes = build_widest(problem, settings.precision, batches=used, device=device, memory=settings.memory)
     stack, theta = build_stack([problem], objective=objective, memory=settings.memory)
     half = SecondHalf()
     if settings.descend:
@@ -132,7 +128,15 @@ def run_escape(
     followed, controls = None, None
     if not settings.certify_only and certificate.verdict != "minimum":
         followed, controls = _follow(stack, objective, theta, pair.vector, sides, settings, full, tell, pieces)
-    return _result(settings, stack, theta, certificate, pair, sides, followed, controls, start)
+    spent = Spent(
+        certificate.products,
+        time.perf_counter() - start,
+        certificate.dtype,
+        str(stack.device),
+        {"stacked": not stack.alone, "notes": ()},
+        notes,
+    )
+    return _result(settings, stack, theta, certificate, pair, sides, followed, controls, spent)
 
 
 def _point(
@@ -218,7 +222,7 @@ def _result(
     sides: Sides,
     followed: Followed | None,
     controls: Followed | None,
-    start: float,
+    spent: Spent,
 ) -> Escaped:
     direction = pair.vector
     best = int(sides.value[0].argmin()) if followed is None else int(followed.value.argmin())
@@ -275,7 +279,7 @@ def _result(
         tensor=np.array(stack.layout.names),
         tensor_size=np.array(stack.layout.sizes, dtype=np.int64),
         certificate=(c if followed is None else followed.certificates[best]).as_dict(),
-        spent=Spent(c.products, time.perf_counter() - start, c.dtype, str(stack.device), {"notes": ()}),
+        spent=spent,
     )
 
 

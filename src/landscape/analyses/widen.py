@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from landscape.arithmetic import resolve_device
+from landscape.arithmetic import resolve_device, strict_arithmetic
 from landscape.batches import chosen, read_batches, take
 from landscape.certificate import TAU as VERDICT_TAU
 from landscape.certificate import Certificate
@@ -191,10 +191,10 @@ def _change(before: nn.Module, after: nn.Module, objective: Objective) -> float:
         ProblemError: the function is not preserved, so something else reads the layer.
     """
     batch = take(objective.batches[0], slice(0, 256)) if objective.cuttable else objective.batches[0]
-    with torch.no_grad():
-        old, new = (float(objective.loss(m, batch)[0]) for m in (before, after))
+    with strict_arithmetic():
+        old, new = (float(objective.loss(m, batch)[0].detach()) for m in (before, after))
         if isinstance(batch, tuple | list) and len(batch) == 2:
-            a, b = before(batch[0]), after(batch[0])
+            a, b = before(batch[0]).detach(), after(batch[0]).detach()
             change = float((a - b).abs().max()) / max(float(a.abs().max()), 1e-300)
         else:
             change = abs(old - new) / max(abs(old), 1e-300)

@@ -97,6 +97,8 @@ def warn(shown: Shown) -> None:
     """A `warning:` line for a point that is no answer to what was asked."""
     r = shown.result
     label = shown.provenance.checkpoint
+    for note in r.spent.notes if r.spent else ():
+        print_warning(f"{label}: {note}")
     if r.verdict in ("not stationary", "unresolved"):
         more = "raise --steps" if r.stopped in ("steps", "slow") else "see the reason in the table or the JSON"
         more = "raise --max-products" if r.verdict == "unresolved" else more

@@ -96,6 +96,8 @@ def print_json(shown: Shown[Escaped]) -> None:
 def warn(shown: Shown[Escaped]) -> None:
     """A `warning:` line for what the user should not overlook."""
     r, label = shown.result, shown.provenance.checkpoint
+    for note in r.spent.notes if r.spent else ():
+        print_warning(f"{label}: {note}")
     if r.verdict == "not stationary":
         print_warning(f"{label}: not a critical point ({r.reason}); --descend goes to one first")
     if r.verdict == "unresolved":

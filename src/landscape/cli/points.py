@@ -17,17 +17,16 @@ def write_point(
     job: Job, target: Path, theta: np.ndarray, spent: Spent | None, certificate: Mapping[str, Any], how: dict[str, Any]
 ) -> None:
     """The job's network at θ [P], in the arithmetic of the analysis, with the certificate and `how` it was reached."""
-    import copy
-
     import torch
 
     from landscape.checkpoint import write_checkpoint
     from landscape.identity import plain
+    from landscape.moving import moved_model
     from landscape.parameters import trainable
 
     assert spent is not None
     # Through the model, so that tied tensors stay tied under all their names.
-    model = copy.deepcopy(job.problem.model).to(getattr(torch, spent.dtype))
+    model = moved_model(job.problem.model, torch.device("cpu"), getattr(torch, spent.dtype))
     parameters = trainable(model)
     with torch.no_grad():
         pieces = torch.split(torch.as_tensor(theta), [p.numel() for p in parameters.values()])

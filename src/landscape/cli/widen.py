@@ -146,13 +146,15 @@ def _target(job: Job) -> Path:
 
 def _write(job: Job, settings: WidenSettings, to: int | None, how: str) -> None:
     """The widened network as a checkpoint in float64; our own header says its widths."""
-    import copy
+    import torch
 
     from landscape.analyses.widen import narrow_problem, require_preserved
     from landscape.checkpoint import write_checkpoint
+    from landscape.moving import moved_model
     from landscape.widening import Split, find_hidden, require_smooth, widened, width_of
 
-    model = copy.deepcopy(narrow_problem(job.problem, settings.smooth).model).double()
+    narrow = narrow_problem(job.problem, settings.smooth).model
+    model = moved_model(narrow, torch.device("cpu"), torch.float64)
     hidden = find_hidden(model, settings.layer, settings.following)
     if to is None:
         require_smooth(model, hidden)

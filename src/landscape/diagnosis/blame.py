@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 from dataclasses import dataclass
 from functools import partial
@@ -23,6 +22,7 @@ from landscape.agreement import (
 )
 from landscape.arithmetic import is_out_of_memory, strict_arithmetic
 from landscape.batches import tensors_of
+from landscape.moving import copied
 from landscape.objective import Objective
 from landscape.parameters import layout_of, trainable
 from landscape.problem import Batch
@@ -175,7 +175,7 @@ def blamed(objective: Objective, operator: str, seed: int) -> str:
 def _fails(objective: Objective, found: tuple[nn.Module, Any, Any]) -> bool:
     module, args, kwargs = found
     try:
-        alone = _Alone(copy.deepcopy(module).requires_grad_(), args, kwargs).eval()
+        alone = _Alone(copied(module).requires_grad_(), args, kwargs).eval()
         leaves = trainable(alone)
         lone = dataclasses.replace(
             objective, model=alone, loss=_waves, batches=[()], names=tuple(leaves), layout=layout_of(leaves), count=1.0

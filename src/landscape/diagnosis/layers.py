@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 from collections.abc import Sequence
 from functools import partial
@@ -16,6 +15,7 @@ from landscape.arithmetic import strict_arithmetic
 from landscape.batches import tensors_of
 from landscape.curvature import Builder
 from landscape.diagnosis.findings import Finding, Visit, listed
+from landscape.moving import copied
 from landscape.objective import Objective
 from landscape.parameters import layout_of, trainable
 from landscape.problem import Batch, Problem
@@ -53,9 +53,9 @@ def check_layers(model: nn.Module) -> list[Finding]:
             found.append(Finding(name, "care", f"in {where} {words}", {"layers": places}))
     for name, module in model.named_modules():
         if isinstance(module, nn.Embedding) and (module.sparse or module.padding_idx is not None):
-            why = "has sparse gradients, which have no second derivative: build it with sparse=False"
+            why = "has sparse gradients, which have no second derivative: here they are dense"
             why = why if module.sparse else f"keeps row {module.padding_idx} fixed: that row is flat"
-            found.append(Finding("embedding", "fault" if module.sparse else "care", f"{name} {why}"))
+            found.append(Finding("embedding", "care", f"{name} {why}"))
     frozen = [n for n, p in model.named_parameters() if not p.requires_grad]
     if frozen:
         found.append(Finding("frozen", "care", f"{listed(frozen)} stay fixed; the Hessian leaves them out"))
@@ -67,7 +67,7 @@ def check_layers(model: nn.Module) -> list[Finding]:
 
 def not_finite(problem: Problem, batches: Sequence[Batch]) -> str:
     """The first place where NaN or Inf comes up, on the CPU in the model's own dtype."""
-    model = copy.deepcopy(problem.model).cpu().eval()
+    model = copied(problem.model).cpu().eval()
     bad = [n for n, p in model.named_parameters() if not bool(torch.isfinite(p).all())]
     if bad:
         return f"the parameters {listed(bad)} hold NaN or Inf"
@@ -79,7 +79,7 @@ def not_finite(problem: Problem, batches: Sequence[Batch]) -> str:
 
     for name, module in model.named_modules():
         module.register_forward_hook(partial(note, name))
-    with torch.no_grad():
+    with strict_arithmetic():
         for batch in batches:
             problem.loss_function(model, batch)
     return f"the first layer to give NaN or Inf is {seen[0]}" if seen else "all layers are finite: look at the loss"
@@ -120,18 +120,6 @@ def watch_kinks(visit: Visit, objective: Objective) -> None:
         visit.findings.append(Finding("kinks", "care", text, {"operations": kinks}))
 
 
-def calls_the_model(objective: Objective) -> bool:
-    """Whether the loss calls the model itself, so that it is a function of the model's outputs."""
-    called: list[bool] = []
-    handle = objective.model.register_forward_pre_hook(lambda module, args: called.append(True))
-    try:
-        with strict_arithmetic():
-            objective.batch_sum(objective.batches[0])
-    finally:
-        handle.remove()
-    return bool(called)
-
-
 class _Alone(nn.Module):
     """A layer as a function of its parameters and of its input."""
 
@@ -160,7 +148,7 @@ def culprits(objective: Objective, builder: Builder) -> str:
     for name, (module, args) in caught.items():
         if not args or not isinstance(args[0], Tensor) or not args[0].is_floating_point():
             continue
-        alone = _Alone(copy.deepcopy(module).requires_grad_(), args[0].detach().clone())
+        alone = _Alone(copied(module).requires_grad_(), args[0].detach().clone())
         leaf = trainable(alone)
         lone = dataclasses.replace(
             objective, model=alone, loss=_waves, batches=[args[1:]], names=tuple(leaf), layout=layout_of(leaf)

@@ -12,10 +12,10 @@ from landscape.batches import length_of
 from landscape.curvature import ggn_linearized, hessian_linearized, hessian_reverse
 from landscape.diagnosis.differences import check_differences
 from landscape.diagnosis.findings import Finding, Visit, listed, short
-from landscape.diagnosis.layers import calls_the_model, culprits
+from landscape.diagnosis.layers import culprits
 from landscape.diagnosis.operations import narrowed, singular_operations
 from landscape.diagnosis.ways import NAMES, WAYS, random_direction, set_point, uncut_operator
-from landscape.errors import LandscapeError
+from landscape.errors import LandscapeError, ProblemError
 from landscape.objective import Objective
 from landscape.operators import CurvatureOperator
 from landscape.planning import timed
@@ -66,11 +66,7 @@ def check_products(visit: Visit, objective: Objective, seed: int) -> None:
         worst = _compare_ways(visit, objective, "hessian", vectors, products, scale, allowed)
         visit.error_float64 = max(noise, worst)
     with visit.check("ggn"):
-        if calls_the_model(objective):
-            _gauss_newton(visit, objective, vectors, allowed)
-        else:
-            text = "the loss uses the model otherwise than model(...): it has a Hessian, and no Gauss-Newton matrix"
-            visit.findings.append(Finding("ggn", "care", text))
+        _gauss_newton(visit, objective, vectors, allowed)
     with visit.check("float32"):
         _single(visit, objective, vectors, products, scale)
     with visit.check("flat directions"):
@@ -138,7 +134,11 @@ def _compare_ways(
 
 
 def _gauss_newton(visit: Visit, objective: Objective, vectors: Tensor, allowed: float) -> None:
-    products = uncut_operator(objective, "ggn")(vectors)
+    try:
+        products = uncut_operator(objective, "ggn")(vectors)
+    except ProblemError as error:
+        visit.findings.append(Finding("ggn", "care", error.message))
+        return
     scale = float(products.norm(dim=0).max()) or 1.0
     _compare_ways(visit, objective, "ggn", vectors, products, scale, allowed)
     lowest = float((vectors * products).sum(dim=0).min()) / scale
