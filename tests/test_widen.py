@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+import random
 from collections.abc import Callable
 from typing import Any
 
@@ -13,6 +14,7 @@ import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from landscape.analyses.escape import EscapeSettings, escape, run_escape
 from landscape.analyses.widen import widen
@@ -469,3 +471,100 @@ def test_embeddings_are_refused() -> None:
         widen(problem, "0")
     assert "2, 4" in (caught.value.hint or "")
     assert widen(problem, "2", shares=((0.5, 0.5),)).preserved.max() < 1e-12
+
+
+# ---- branches -----------------------------------------------------------------------------------------------------
+
+
+def _branching(seed: int) -> tuple[str, nn.Module]:
+    """A network whose hidden layer is read through smooth branches that part and meet, drawn at random."""
+    rng = random.Random(seed)
+    functions: dict[str, Callable[[Tensor], Tensor]] = {
+        "sigmoid(4z)": lambda z: torch.sigmoid(4 * z),
+        "softplus": F.softplus,
+        "sin": torch.sin,
+        "z**2": lambda z: z**2,
+        "tanh method": lambda z: z.tanh(),
+        "z": lambda z: z,
+        "0.5 - z": lambda z: 0.5 - z,
+    }
+    meet = {"+": torch.add, "*": torch.mul, "-": lambda a, b: a - b}
+    first, second, third = rng.choices(list(functions), k=3)
+    one, two = rng.choices(list(meet), k=2)
+    convolution, scaled = rng.random() < 0.3, rng.random() < 0.5
+    torch.manual_seed(seed)
+
+    class Branching(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a = nn.Conv1d(1, 3, 2) if convolution else nn.Linear(2, 3)
+            self.b = nn.Conv1d(3, 1, 2) if convolution else nn.Linear(3, 1)
+            self.scale = nn.Parameter(torch.tensor(0.7))
+
+        def forward(self, x: Tensor) -> Tensor:
+            z = self.a(x.unsqueeze(1).repeat(1, 1, 2) if convolution else x)
+            h = meet[one](functions[first](z), functions[second](z))
+            h = meet[two](h, functions[third](z))
+            return self.b(self.scale * h if scaled else h).flatten(1)[:, :1]
+
+    return f"seed {seed}: {first} {one} {second} {two} {third}, convolution {convolution}", Branching()
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_layers_are_followed_through_branches_that_meet(seed: int) -> None:
+    name, model = _branching(seed)
+    assert find_hidden(model, "a").next == "b", name
+    data = torch.randn(7, 2), torch.randn(7, 1)
+    found = widen(Problem(model, data, "mse"), "a", neurons=(1,), shares=((0.4, 0.6),))
+    assert found.preserved.max() < 1e-13, name
+
+
+def test_a_branch_that_mixes_neurons_or_another_reader_is_no_way() -> None:
+    class Reading(nn.Module):
+        def __init__(self, how: str) -> None:
+            super().__init__()
+            self.a, self.b, self.c, self.how = nn.Linear(2, 3), nn.Linear(3, 1), nn.Linear(3, 1), how
+            self.each = nn.Parameter(torch.rand(3))
+
+        def forward(self, x: Tensor) -> Tensor:
+            z = self.a(x)
+            mixed = {
+                "softmax": lambda: torch.softmax(z, 1) + z,
+                "mean": lambda: z * z.mean(1, keepdim=True),
+                "each": lambda: self.each * z,
+                "gate": lambda: z * x.sum(1, keepdim=True),
+            }
+            out = self.b(mixed[self.how]() if self.how in mixed else torch.tanh(z))
+            return out + self.c(z) if self.how == "two" else out + z[:, :1] if self.how == "skip" else out
+
+    for how in ("softmax", "mean", "each", "gate", "two", "skip"):
+        with pytest.raises(UsageError, match="cannot be seen") as caught:
+            find_hidden(Reading(how), "a")
+        assert "--next: one of b, c" in str(caught.value.hint), how
+    assert find_hidden(Reading("plain"), "a").next == "b"
+
+
+def test_kinks_in_a_branch_are_refused() -> None:
+    class Bent(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b = nn.Linear(2, 3), nn.Linear(3, 1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            z = self.a(x)
+            return self.b(torch.tanh(z) + z.abs())
+
+    with pytest.raises(ProblemError, match="a piecewise linear function, whose"):
+        widen(Problem(Bent(), (torch.randn(5, 2), torch.randn(5, 1)), "mse"), "a")
+
+
+@pytest.mark.parametrize("kind", ["parametrised", "weight norm", "spectral norm"])
+def test_weights_that_are_computed_are_refused_by_name(kind: str) -> None:
+    makers: dict[str, Callable[[nn.Module], nn.Module]] = {
+        "parametrised": nn.utils.parametrizations.orthogonal,
+        "weight norm": lambda m: nn.utils.parametrizations.weight_norm(m),
+        "spectral norm": nn.utils.spectral_norm,
+    }
+    model = nn.Sequential(makers[kind](nn.Linear(2, 3)), nn.Tanh(), nn.Linear(3, 1))
+    with pytest.raises(ProblemError, match="'0' are computed from other parameters"):
+        widen(Problem(model, (torch.randn(5, 2), torch.randn(5, 1)), "mse"), "0")

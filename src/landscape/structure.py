@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
 import operator
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -48,6 +48,28 @@ _FUNCTIONS: dict[Any, type[nn.Module]] = {
     "sigmoid": nn.Sigmoid,
     "flatten": nn.Flatten,
 }
+
+
+class Elementwise(nn.Module):
+    """Stands for a smooth function of each number by itself that is no module: sums, products, powers, exponentials."""
+
+
+class Cornered(nn.Module):
+    """Stands for a piecewise linear function of each number by itself that is no module."""
+
+
+_SMOOTH = "add sub mul div true_divide neg pow square exp expm1 sin cos sinc erf atan sinh cosh asinh log1p rsub mish"
+_SMOOTH += " elu celu selu logsigmoid softsign tanhshrink hardswish"
+_CORNERED = "abs clamp clamp_min clamp_max maximum minimum relu6 hardtanh hardsigmoid threshold"
+_FUNCTIONS |= {
+    function: kind
+    for names, kind in ((_SMOOTH, Elementwise), (_CORNERED, Cornered))
+    for name in names.split()
+    for function in (name, getattr(torch, name, None), getattr(F, name, None))
+    if function is not None
+}
+_FUNCTIONS |= dict.fromkeys((operator.add, operator.sub, operator.mul, operator.truediv), Elementwise)
+_FUNCTIONS |= {operator.neg: Elementwise, operator.pow: Elementwise, operator.abs: Cornered}
 
 
 @dataclass(frozen=True)
@@ -117,27 +139,32 @@ def _module(node: fx.Node, modules: dict[str, nn.Module]) -> nn.Module | None:
 
 
 def _follow(node: fx.Node, modules: dict[str, nn.Module]) -> Hidden | None:
-    """From a layer through what acts on each neuron by itself to the next layer, as long as there is one reader."""
-    start = str(node.target)
-    between: list[type[nn.Module]] = []
-    for current in _only_readers(node):
+    """From a layer through what acts on each neuron by itself, in branches that may meet again, to the one layer that
+    reads it."""
+    inside, between, reader = {node}, list[type[nn.Module]](), None
+    for current in itertools.dropwhile(lambda n: n is not node, node.graph.nodes):
+        if not inside & set(current.all_input_nodes):
+            continue
         module = _module(current, modules)
         if isinstance(module, WEIGHTED):
-            grouped = getattr(module, "groups", 1) != 1
-            return None if grouped else Hidden(start, str(current.target), tuple(between))
+            if reader is not None or getattr(module, "groups", 1) != 1:
+                return None
+            reader = current
+            continue
         kind = type(module) if module is not None else _FUNCTIONS.get(current.target)
-        if kind is None or not _acts_alone(kind):
+        others = set(current.all_input_nodes) - inside
+        if kind is None or not _acts_alone(kind) or not all(_is_one_number(n, modules) for n in others):
             return None
+        inside.add(current)
         between.append(kind)
-    return None
+    return None if reader is None else Hidden(str(node.target), str(reader.target), tuple(between))
 
 
-def _only_readers(node: fx.Node) -> Iterator[fx.Node]:
-    while len(node.users) == 1:
-        node = next(iter(node.users))
-        if node.op == "output" or node.target is operator.getitem:
-            return
-        yield node
+def _is_one_number(node: fx.Node, modules: dict[str, nn.Module]) -> bool:
+    """Whether a node is a parameter or constant of the model with one entry, the same for every neuron."""
+    owner, _, name = str(node.target).rpartition(".")
+    value = getattr(modules.get(owner), name, None) if node.op == "get_attr" else None
+    return isinstance(value, torch.Tensor) and value.numel() == 1
 
 
 def _acts_alone(kind: type[nn.Module]) -> bool:
@@ -147,7 +174,7 @@ def _acts_alone(kind: type[nn.Module]) -> bool:
         return True
     if kind in (nn.Softmax, nn.LogSoftmax, nn.Softmin, nn.MultiheadAttention, nn.GLU):
         return False
-    return kind.__module__ in (activation.__name__, "landscape.models.parts")
+    return kind.__module__ in (activation.__name__, "landscape.models.parts", __name__)
 
 
 def followed_by(model: nn.Module, kinds: tuple[type[nn.Module], ...]) -> tuple[tuple[str, nn.Module], ...]:

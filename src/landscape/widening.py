@@ -7,7 +7,6 @@ layers, normalisations by running statistics and pools between them included.
 
 from __future__ import annotations
 
-import copy
 import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -19,12 +18,13 @@ from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
 from landscape.errors import ProblemError, UsageError
-from landscape.structure import WEIGHTED, Hidden, hidden_layers
+from landscape.moving import copied
+from landscape.structure import WEIGHTED, Cornered, Hidden, hidden_layers
 
 # Calls that softplus takes the place of.
 RELUS = (F.relu, torch.relu, Tensor.relu, torch.relu_, Tensor.relu_)
 # Second derivatives that vanish almost everywhere: the second-order test says nothing there.
-KINKED = (nn.ReLU, nn.LeakyReLU, nn.ReLU6, nn.PReLU, nn.Hardtanh, nn.Threshold)
+KINKED = (nn.ReLU, nn.LeakyReLU, nn.ReLU6, nn.PReLU, nn.Hardtanh, nn.Threshold, Cornered)
 
 
 @dataclass(frozen=True)
@@ -56,15 +56,31 @@ def find_hidden(model: nn.Module, layer: str, following: str | None = None) -> H
                 f"{name!r} is a {kind}, and only linear and convolution layers have neurons to split",
                 f"choose one of {', '.join(weighted)}",
             )
+    for name in filter(None, (layer, following)):
+        _refuse_derived(modules[name], name)
     found = {h.layer: h for h in hidden_layers(model)}
     if layer in found and following in (None, found[layer].next):
         return found[layer]
     if following is None:
         raise UsageError(
             f"it cannot be seen which linear or convolution layer alone reads {layer!r}",
-            f"name it with --next; followed ones are {', '.join(found) or 'none'}",
+            f"name it with --next: one of {', '.join(n for n in weighted if n != layer)}"
+            + (f"; seen are {', '.join(f'{h.layer} before {h.next}' for h in found.values())}" if found else ""),
         )
     return Hidden(layer, following, ())
+
+
+def _refuse_derived(module: nn.Module, name: str) -> None:
+    """Weights that are computed from other parameters cannot be given more neurons. Raises ProblemError."""
+    own = dict(module.named_parameters(recurse=False))
+    if "weight" not in own or ("bias" not in own and module.bias is not None):
+        raise ProblemError(
+            f"the weights of {name!r} are computed from other parameters (a parametrisation, such as weight_norm)",
+            "write a checkpoint with plain weights: torch.nn.utils.parametrize.remove_parametrizations(layer,"
+            " 'weight') "
+            "(remove_weight_norm(layer), remove_spectral_norm(layer) of torch.nn.utils for the older kind), then "
+            "torch.save(model.state_dict(), 'plain.pt'); and build the plain layer in the problem function",
+        )
 
 
 def require_smooth(model: nn.Module, hidden: Hidden) -> None:
@@ -77,8 +93,9 @@ def require_smooth(model: nn.Module, hidden: Hidden) -> None:
     if not hidden.between:
         kinks = [type(m).__name__ for m in model.modules() if isinstance(m, KINKED)]
     if kinks:
+        what = "a piecewise linear function" if kinks[0] == Cornered.__name__ else kinks[0]
         raise ProblemError(
-            f"behind {hidden.layer!r} comes {kinks[0]}, whose second derivative is zero almost everywhere: the "
+            f"behind {hidden.layer!r} comes {what}, whose second derivative is zero almost everywhere: the "
             "second-order test of splits is void",
             "continue with a smooth activation: --smooth 20 puts softplus(20) in its place",
         )
@@ -92,7 +109,7 @@ def smoothed(model: nn.Module, beta: float) -> nn.Module:
     """
     if not beta > 0:
         raise UsageError(f"--smooth is {beta}; it must be above 0", "20 is close to ReLU")
-    made = copy.deepcopy(model)
+    made = copied(model)
     for parent in list(made.modules()):
         for name, child in list(parent._modules.items()):  # every place of a module that is used several times
             if isinstance(child, nn.ReLU):
@@ -161,7 +178,7 @@ def narrowed(model: nn.Module, hidden: Hidden, neurons: Sequence[int]) -> nn.Mod
 def with_neurons(model: nn.Module, hidden: Hidden, source: nn.Module, neurons: Sequence[int]) -> nn.Module:
     """A copy of `source` in which all neurons of the layer but these are those of `model`, input weights, biases and
     output weights: what a ticket meets when the rest is drawn anew."""
-    made, fresh = copy.deepcopy(source), dict(model.named_parameters())
+    made, fresh = copied(source), dict(model.named_parameters())
     kept = torch.zeros(width_of(source, hidden.layer), dtype=torch.bool)
     kept[list(neurons)] = True
     with torch.no_grad():
@@ -198,7 +215,9 @@ def with_fresh(
 
 def width_of(model: nn.Module, layer: str) -> int:
     """Neurons (or channels) of a linear or convolution layer."""
-    return len(model.get_parameter(f"{layer}.weight"))
+    weight = model.get_submodule(layer).weight
+    assert isinstance(weight, Tensor)
+    return len(weight)
 
 
 def check_split(split: Split, width: int, layer: str) -> None:
@@ -237,7 +256,7 @@ def shares_of(text: str) -> tuple[float, ...]:
 
 def _rebuilt(model: nn.Module, hidden: Hidden, source: list[int], factor: list[float]) -> nn.Module:
     """A copy whose neuron i is the old neuron source[i], its output weights times factor[i]."""
-    made = copy.deepcopy(model)
+    made = copied(model)
     first, second = made.get_submodule(hidden.layer), made.get_submodule(hidden.next)
     width = width_of(made, hidden.layer)
     weight = second.weight
