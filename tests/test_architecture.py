@@ -15,9 +15,9 @@ RANKS: dict[str, int] = {
         (
             "errors settings interrupts identity basis pieces",
             "linalg optim student statistics units claim sign_coins escape_splits claims",
-            "parameters batchnorm problem moving rounding batches passes arithmetic memory user_loss objective curvature "
-            "ranks plan graph agreement planning operators results certificate structure loss_curvature ensemble "
-            "stackable stacking "
+            "parameters batchnorm problem moving rounding batches passes arithmetic memory user_loss objective "
+            "curvature ranks plan graph agreement planning operators results certificate structure loss_curvature "
+            "ensemble stackable stacking "
             "result_escapes result_slices",
             "spectral diagnosis models data symmetries gradient_scale kinks certifying descending descending_large "
             "escaping widening splitting widen_settings "

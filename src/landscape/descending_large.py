@@ -24,6 +24,7 @@ from landscape.optim.large import Ended, lbfgs, newton_krylov, newton_mr
 from landscape.pieces import FORGETFUL, Pieces
 from landscape.spectral.extremes import MIXED_IN, basis_room, find_extremes
 from landscape.symmetries import symmetries_of, zero_modes
+from landscape.user_loss import outputs_of
 
 # The probability with which an exclusion may fail.
 MISS_PROBABILITY = 1e-3
@@ -258,7 +259,7 @@ def _saturation(objective: Objective, loss_name: str | None) -> float:
     generator = torch.Generator().manual_seed(0)
     total = torch.zeros(objective.layout.total, dtype=objective.dtype, device=objective.device)
     for batch in objective.batches:
-        outputs = objective.model(batch[0])
+        outputs = outputs_of(objective.loss, objective.model, lambda model: model(batch[0]))  # noqa: B023
         signs = (2 * torch.randint(2, outputs.shape, generator=generator) - 1).to(outputs)
         total += objective.layout.flatten(gradients((signs * outputs).sum(), objective.parameters))
     return float(total.square().sum()) / objective.count

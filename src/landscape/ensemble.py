@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -22,6 +23,7 @@ from landscape.loss_curvature import curved
 from landscape.memory import release_cached, usable_bytes
 from landscape.parameters import Layout, trainable
 from landscape.problem import Batch, LossFunction
+from landscape.user_loss import outputs_of
 
 # What one launch should touch on a CPU, so that it stays in the cache; on a GPU, of the free memory.
 CACHE_BYTES = 2**21
@@ -179,7 +181,7 @@ class Stack:
         generator = torch.Generator().manual_seed(0)
 
         def signs(batch: Batch) -> Tensor:
-            shape = (len(batch[0]), *self.model(batch[0][:1]).shape[1:])
+            shape = (len(batch[0]), *self._outputs(batch[0][:1]).shape[1:])
             drawn = torch.randint(2, shape, generator=generator)
             return (2 * drawn - 1).to(device=self.device, dtype=self.dtype)
 
@@ -191,14 +193,14 @@ class Stack:
                 if self.alone:
 
                     def drawn_slope(_: object, inputs: Tensor = batch[0], sign: Tensor = sign) -> Tensor:
-                        return _slope((sign * self.model(inputs)).sum(), self._leaves)
+                        return _slope((sign * self._outputs(inputs)).sum(), self._leaves)
 
                     total += self._each(part, others, drawn_slope)
                     continue
                 leaf = part.detach().requires_grad_()
 
                 def along(flat: Tensor, mine: dict[str, Tensor], batch: Batch = batch, sign: Tensor = sign) -> Tensor:
-                    z: Tensor = torch.func.functional_call(self.model, self.named(flat, mine), (batch[0],))
+                    z: Tensor = self._outputs(batch[0], self.named(flat, mine))
                     return (sign * z).sum()
 
                 sums = torch.func.vmap(along)(leaf, others).sum()
@@ -279,7 +281,7 @@ class Stack:
         ):
             return False
         inputs, targets = self.batches[0]
-        outputs = self.model(inputs[:1])
+        outputs = self._outputs(inputs[:1])
         if not (isinstance(outputs, Tensor) and outputs.dim() >= 1):
             return False
         # Class indices of sequences and images are summed over positions, which Jacobians here are not.
@@ -289,7 +291,13 @@ class Stack:
     @cached_property
     def outputs(self) -> int:
         """Numbers the network gives for one sample."""
-        return int(self.model(self.batches[0][0][:1]).numel())
+        return int(self._outputs(self.batches[0][0][:1]).numel())
+
+    def _outputs(self, inputs: Any, named: dict[str, Tensor] | None = None) -> Any:
+        """What the network gives, with its own tensors or with those that are named."""
+        if named is None:
+            return outputs_of(self.loss, self.model, lambda model: model(inputs))
+        return outputs_of(self.loss, self.model, lambda model: torch.func.functional_call(model, named, (inputs,)))
 
     @property
     def _longest(self) -> int:
@@ -390,7 +398,7 @@ class Stack:
         """Outputs [A, n, O] and Jacobians [A, n, O, P]: reverse mode, sample by sample under vmap."""
 
         def one(flat: Tensor, mine: dict[str, Tensor], x: Tensor) -> tuple[Tensor, Tensor]:
-            z = torch.func.functional_call(self.model, self.named(flat, mine), (x.unsqueeze(0),)).reshape(-1)
+            z = self._outputs(x.unsqueeze(0), self.named(flat, mine)).reshape(-1)
             return z, z
 
         jacobian = torch.func.jacrev(one, has_aux=True)

@@ -40,6 +40,15 @@ class CalledLoss:
 
     def __call__(self, model: nn.Module, batch: Batch) -> tuple[Tensor, Any]:
         recording = torch.is_grad_enabled()
+        with self.surroundings():
+            answer = self.loss(model, batch)
+        if recording or not self.recorded or not isinstance(answer, tuple) or not isinstance(answer[0], Tensor):
+            return answer
+        return (answer[0].detach(), *answer[1:])
+
+    @contextmanager
+    def surroundings(self) -> Iterator[None]:
+        """What has to be around a call of the loss, or of its model alone."""
         with ExitStack() as around:
             if self.eager:
                 around.enter_context(torch.compiler.set_stance("force_eager"))
@@ -48,10 +57,15 @@ class CalledLoss:
                 around.enter_context(torch.enable_grad())
             if self.within is not None:
                 around.enter_context(_constants_in(self.within))
-            answer = self.loss(model, batch)
-        if recording or not self.recorded or not isinstance(answer, tuple) or not isinstance(answer[0], Tensor):
-            return answer
-        return (answer[0].detach(), *answer[1:])
+            yield
+
+
+def outputs_of(loss: LossFunction, model: nn.Module, call: Callable[[nn.Module], Any]) -> Any:
+    """`call(model)` with what has to be around a call of the loss, for those who want the model's outputs alone."""
+    if not isinstance(loss, CalledLoss):
+        return call(model)
+    with loss.surroundings():
+        return call(model)
 
 
 def eager(loss: LossFunction) -> LossFunction:

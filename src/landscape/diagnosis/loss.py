@@ -13,6 +13,7 @@ from landscape.diagnosis.layers import not_finite, watch_kinks
 from landscape.errors import NumericalError, ProblemError
 from landscape.objective import Objective, build_objective
 from landscape.problem import Batch, Problem
+from landscape.user_loss import outputs_of
 
 # Steps of autograd that change no number.
 RESHAPED = ("Squeeze", "Unsqueeze", "View", "UnsafeView", "ReshapeAlias", "Select", "Transpose", "T")
@@ -68,7 +69,8 @@ def _look_for_probabilities(visit: Visit, problem: Problem, objective: Objective
     if last is None:
         return
     with strict_arithmetic():
-        made = objective.model(objective.batches[0][0]).grad_fn
+        inputs = objective.batches[0][0]
+        made = outputs_of(objective.loss, objective.model, lambda model: model(inputs)).grad_fn
     while made is not None and type(made).__name__.startswith(RESHAPED):
         made = made.next_functions[0][0]
     if made is not None and type(made).__name__ == f"{last}Backward0":
