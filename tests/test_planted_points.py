@@ -104,6 +104,43 @@ def test_no_minimum_at_a_step_or_a_tie_from_which_the_loss_falls(name: str) -> N
     assert falls
 
 
+def marked(z: Tensor, y: Tensor) -> Tensor:
+    """z where the label is, −z elsewhere."""
+    return (2 * F.one_hot(y, z.shape[1]) - 1).to(z) * z
+
+
+# Sums over samples, convex in the outputs, written as people write them.
+OWN: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "cross_entropy": lambda z, y: F.cross_entropy(z, y, reduction="sum"),
+    "difference": lambda z, y: (z.logsumexp(1) - z.gather(1, y[:, None])[:, 0]).sum(),
+    "nll": lambda z, y: F.nll_loss(z.log_softmax(1), y, reduction="sum"),
+    "softplus": lambda z, y: F.softplus(-marked(z, y)).sum(),
+    "logsigmoid": lambda z, y: -F.logsigmoid(marked(z, y)).sum(),
+}
+
+
+@pytest.mark.parametrize("name", OWN)
+def test_rounding_of_certain_probabilities_is_no_negative_curvature(name: str) -> None:
+    """Linear models of separable data, far out: convex, so that ∇²L has no negative eigenvalue."""
+    for seed in range(25):
+        generator = torch.Generator().manual_seed(seed)
+        n, inputs, classes = (int(torch.randint(a, b, (), generator=generator)) for a, b in ((3, 30), (2, 5), (2, 5)))
+        model = nn.Linear(inputs, classes, bias=False).double()
+        x, w = (torch.randn(k, inputs, generator=generator, dtype=torch.float64) for k in (n, classes))
+        z = x @ w.T
+        best = z.topk(2, 1).values
+        scale = 20 + 60 * float(torch.rand((), generator=generator))
+        model.weight.data = w * scale / float((best[:, 0] - best[:, 1]).min())
+
+        def loss(network: nn.Module, batch: tuple[Tensor, Tensor]) -> tuple[Tensor, int]:
+            return OWN[name](network(batch[0]), batch[1]), len(batch[1])
+
+        stack, theta = build_stack([Problem(model, [(x, z.argmax(1))], loss)])
+        made = certify_stack(stack, theta)[0]
+        assert made.verdict != "saddle", f"seed {seed}: {made.reason}"
+        assert made.lambda_min.high >= 0, f"seed {seed}: {made.lambda_min}"
+
+
 @pytest.mark.parametrize("kind", ["idle neuron", "zero network", "concave kink"])
 def test_large_networks_are_no_minimum_at_a_kink_either(kind: str) -> None:
     problem = planted(kind, 1).problem
