@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 import numpy as np
-from scipy import stats
+from scipy.special import stdtrit
 
 # Fewer values than this are not resampled: what did not occur among them weighs too much.
 FEW = 10
@@ -15,7 +15,7 @@ def mean_interval(values: np.ndarray, level: float = 0.95) -> tuple[float, float
     """Ends of Student's interval of the mean of values [n >= 2], and of the same when shifted for their skewness
     (Johnson 1978): the hull of both, since a few values show too little of a long tail for either."""
     n, mean, spread = len(values), float(values.mean()), float(values.std(ddof=1))
-    t = float(stats.t.ppf((1 + level) / 2, n - 1))
+    t = float(stdtrit(n - 1, (1 + level) / 2))
     half, shift = t * spread / math.sqrt(n), skewness(values) * spread * (1 + 2 * t**2) / (6 * n)
     return mean - half + min(0.0, shift), mean + half + max(0.0, shift)
 

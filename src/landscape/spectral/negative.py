@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.stats import t as student
+from scipy.special import stdtrit
 
 from landscape.linalg.quadrature import count_interval, distribution_bracket, negative_part_bracket
 from landscape.spectral.probing import Probing
@@ -174,7 +174,7 @@ def _jackknife(numerator: np.ndarray, denominator: np.ndarray) -> tuple[float, f
         [_ratio(float(np.delete(numerator, i).sum()), float(np.delete(denominator, i).sum())) for i in range(t)]
     )
     variance = (t - 1) / t * float(np.sum((without - without.mean()) ** 2))
-    return ratio, float(student.ppf(0.975, t - 1)) * math.sqrt(variance)
+    return ratio, float(stdtrit(t - 1, 0.975)) * math.sqrt(variance)
 
 
 def _ratio(part: float, whole: float) -> float:

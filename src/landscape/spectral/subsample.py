@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from scipy.stats import t as student_t
+from scipy.special import stdtrit
 
 from landscape.batches import length_of, take, tensors_of
 from landscape.errors import UsageError
@@ -169,7 +169,7 @@ def extrapolate(value: float, parts: np.ndarray, samples: float, population: flo
     error = float(np.std(parts, ddof=1)) / math.sqrt(groups)
     bias = (float(np.mean(parts)) - value) / (groups - 1)
     left = max(0.0, 1.0 - samples / population)
-    quantile = float(student_t.ppf(0.975, groups - 1))
+    quantile = float(stdtrit(groups - 1, 0.975))
     centre = value - bias * left
     half = quantile * error * math.sqrt(left)
     return Estimate(
