@@ -20,8 +20,11 @@ SETTINGS = {"COLUMNS": "80", "OMP_NUM_THREADS": "1"}
 FORKS = get_context("forkserver")
 FORKS.set_forkserver_preload(
     [
-        *("torch", "torch.func", "torch.fx", "scipy.optimize", "scipy.linalg", "h5py", "rich.console", "rich.table"),
-        *("landscape", "landscape.cli", "landscape.loading", "landscape.store"),
+        *("torch", "torch.func", "torch.fx", "torch.fx.experimental.symbolic_shapes", "h5py"),
+        *("scipy.optimize", "scipy.linalg", "scipy.stats", "scipy.integrate", "rich.console", "rich.table"),
+        *("matplotlib.figure", "matplotlib.backends.backend_agg"),
+        *("landscape", "landscape.cli", "landscape.loading", "landscape.store", "landscape.figures.choice"),
+        *(f"landscape.analyses.{name}" for name in ("spectrum", "descend", "escape", "widen", "slice", "doctor")),
     ]
 )
 
