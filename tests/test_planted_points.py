@@ -8,10 +8,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.utils.parametrizations import weight_norm
 
 import landscape
 from landscape.certifying import certify_stack
 from landscape.descending_large import certify_large
+from landscape.errors import ProblemError
 from landscape.gradient_scale import PARTS, part_gradients, part_gradients_of
 from landscape.kinks import corners, piecewise
 from landscape.objective import build_objective
@@ -147,6 +149,31 @@ def test_large_networks_are_no_minimum_at_a_kink_either(kind: str) -> None:
     made, _ = certify_large(build_objective(problem), loss_name="mse", tau=1e-6)
     assert made.kinks is not None
     assert made.verdict in ("saddle", "degenerate", "not stationary")
+
+
+@pytest.mark.parametrize("name", ["difference", "nll"])
+def test_large_networks_measure_what_cancels_too(name: str) -> None:
+    generator = torch.Generator().manual_seed(1)
+    x, w = (torch.randn(k, 900, generator=generator, dtype=torch.float64) for k in (12, 4))
+    z = x @ w.T
+    best = z.topk(2, 1).values
+    model = nn.Linear(900, 4, bias=False).double()
+    model.weight.data = w * 40 / float((best[:, 0] - best[:, 1]).min())
+    problem = Problem(
+        model, [(x, z.argmax(1))], lambda network, batch: (OWN[name](network(batch[0]), batch[1]), len(batch[1]))
+    )
+    made, _ = certify_large(build_objective(problem), loss_name=None, tau=1e-6, max_products=40)
+    assert made.verdict != "saddle"
+    assert made.lambda_min.high >= 0
+
+
+@pytest.mark.filterwarnings("ignore:There is a performance drop")
+def test_large_networks_with_asymmetric_products_are_not_certified() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(weight_norm(nn.Linear(9, 20)), nn.Tanh(), weight_norm(nn.Linear(20, 3))).double()
+    problem = Problem(model, (torch.randn(30, 9, dtype=torch.float64), torch.randn(30, 3, dtype=torch.float64)), "mse")
+    with pytest.raises(ProblemError, match="not symmetric"):
+        certify_large(build_objective(problem), loss_name="mse", tau=1e-6, max_products=40)
 
 
 def net(seed: int = 0) -> tuple[nn.Module, Tensor, Tensor]:

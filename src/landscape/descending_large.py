@@ -23,6 +23,7 @@ from landscape.operators import CurvatureOperator
 from landscape.optim.large import Ended, lbfgs, newton_krylov, newton_mr
 from landscape.pieces import FORGETFUL, Pieces
 from landscape.spectral.extremes import MIXED_IN, basis_room, find_extremes
+from landscape.spectral.noise import product_error
 from landscape.symmetries import symmetries_of, zero_modes
 from landscape.user_loss import outputs_of
 
@@ -151,7 +152,8 @@ def certify_large(
     progress: Progress | None = None,
 ) -> tuple[Certificate, LowestPair]:
     """The certificate of the objective's θ: the lowest eigenvalue as a Rayleigh quotient (an upper bound) and an
-    exclusion bound, which holds with probability 1 − 1e-3 over the random start; and the pair of that eigenvalue."""
+    exclusion bound, which holds with probability 1 − 1e-3 over the random start; and the pair of that eigenvalue.
+    Products that are not symmetric beyond their error, which every bound includes, are a ProblemError."""
     value, gradient = objective.value_and_gradient()
     n, eps = objective.layout.total, torch.finfo(objective.dtype).eps
     operator = CurvatureOperator(objective, memory=memory, expected_products=max_products)
@@ -175,11 +177,10 @@ def certify_large(
         towards=gradient,
     )
     largest = max(abs(float(found.ritz_values[0])), abs(float(found.ritz_values[-1])))
-    noise = math.sqrt(n) * eps * largest + eps * _saturation(objective, loss_name)
-    lowest, before = float(found.ritz_values[0]), float(first.ritz_values[0])
-    low = exclusion_bound(
-        found.unrestarted_steps, n, found.unrestarted_min, found.unrestarted_max, MISS_PROBABILITY, MIXED_IN
-    )
+    noise = _noise(objective, loss_name, largest, seed, operator.plan.chunk)
+    lowest, before = (float(run.ritz_values[0]) for run in (found, first))
+    seen = found.unrestarted_steps, n, found.unrestarted_min, found.unrestarted_max
+    low = exclusion_bound(*seen, MISS_PROBABILITY, MIXED_IN)
     interval = Interval(lowest, -math.inf if math.isnan(low) else low - noise, lowest + noise)
     image = operator(gradient)
     pair = _pair(operator, first.bottom_vector[:, 0].contiguous())
@@ -210,6 +211,13 @@ def certify_large(
         products_needed=products_to_settle(n, found, tau),
     )
     return certificate.after(half or SecondHalf()), pair
+
+
+def _noise(objective: Objective, loss_name: str | None, largest: float, seed: int, chunk: int) -> float:
+    """How far rounding moves eigenvalues: as in dense certificates, and as products differ from better ones."""
+    eps = torch.finfo(objective.dtype).eps
+    foreseen = math.sqrt(objective.layout.total) * eps * largest + eps * _saturation(objective, loss_name)
+    return max(foreseen, product_error(objective, "hessian", seed, chunk))
 
 
 def _pair(operator: CurvatureOperator, vector: Tensor) -> LowestPair:
