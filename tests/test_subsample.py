@@ -17,7 +17,7 @@ import commands
 from landscape import spectrum
 from landscape.errors import UsageError
 from landscape.problem import Problem
-from landscape.spectral.subsample import disjoint_parts, over_all
+from landscape.spectral.subsample import disjoint_parts, extrapolate, over_all
 
 RAGGED = [[1, 8, 22, 8, 61], [100], [7] * 14 + [2], [99, 1], [5] * 20]
 
@@ -52,6 +52,42 @@ TAILS: dict[str, tuple[Callable[[np.random.Generator, int], np.ndarray], bool | 
     "long": (lambda r, n: np.exp(1.5 * r.standard_normal(n)), None),
     "endless": (lambda r, n: np.exp(2.5 * r.standard_normal(n)), False),
 }
+
+
+# One sample's share of a Hessian of dimension d, as a direction and a weight, and what is there in every sample.
+SPECTRA: dict[str, Callable[[np.random.Generator, int, int], tuple[np.ndarray, np.ndarray, np.ndarray]]] = {
+    "nothing but sampling": (lambda r, n, d: (r.normal(size=(n, d)), r.normal(size=n), np.zeros(d))),
+    "zeros beside a large one": (
+        lambda r, n, d: (r.normal(size=(n, d)), 0.3 * r.normal(size=n), np.r_[np.zeros(d - 1), 2])
+    ),
+    "one that stands alone": (
+        lambda r, n, d: (r.normal(size=(n, d)), 0.2 * r.normal(size=n), np.r_[-2, np.zeros(d - 2), 3])
+    ),
+    "semidefinite": (lambda r, n, d: (r.normal(size=(n, d)), r.random(n), np.zeros(d))),
+}
+
+
+@pytest.mark.parametrize("kept", [80, 150, 300])
+@pytest.mark.parametrize("name", SPECTRA)
+def test_eigenvalues_over_all_data_are_held_at_either_end(name: str, kept: int) -> None:
+    """Of 600 samples; whether the eigenvalue stands alone or is the edge of many."""
+    rng, total, trials = np.random.default_rng(kept), 600, 150
+    missed = np.zeros(2, dtype=int)
+    for _ in range(trials):
+        size = int(rng.integers(2, kept // 20))  # parts hold four times as many samples at least
+        x, weight, fixed = SPECTRA[name](rng, total, size)
+
+        def ends(part: np.ndarray, x: np.ndarray = x, w: np.ndarray = weight, f: np.ndarray = fixed) -> np.ndarray:
+            values = np.linalg.eigvalsh((x[part] * w[part, None]).T @ x[part] / len(part) + np.diag(f))
+            return values[[0, -1]]
+
+        drawn = rng.permutation(total)[:kept]
+        parts = np.array([ends(p) for p in np.array_split(drawn, 5)])
+        for end, (true, value) in enumerate(zip(ends(np.arange(total)), ends(drawn), strict=True)):
+            found = extrapolate(value, parts[:, end], kept, total)
+            missed[end] += not found.low <= true <= found.high
+    most = stats.binom.ppf(0.999, trials, 0.05)
+    assert missed.max() <= most, f"{missed} of {trials} missed"
 
 
 @pytest.mark.parametrize("name", TAILS)

@@ -27,6 +27,8 @@ from landscape.student import mean_interval, skewness
 GROUPS, MOST_GROUPS, LEAST_SAMPLES = 5, 40, 3
 # Beyond this skewness of the parts, one of them makes the estimate, and the tail behind it has not been seen.
 SKEWED = 1.5
+# How the bias of an eigenvalue may fall: like 1/n − 1/N, and like its root at the edge of a bulk.
+ORDERS = (1.0, 0.5)
 PRODUCTS = 60
 TRACE_PROBES = 8
 MASS_STEPS = 40
@@ -163,19 +165,24 @@ def extrapolate(value: float, parts: np.ndarray, samples: float, population: flo
     """From a value on n samples and the values on G disjoint parts of them, the value over all N.
 
     The grouped jackknife (Quenouille 1956): parts of n/G samples have G times the bias and, each, G times the
-    variance of the whole. Drawing without replacement leaves the share 1 − n/N of both.
+    variance of the whole. Drawing without replacement leaves the share 1 − n/N of both: they fall like 1/n − 1/N.
+    That is the bias of an eigenvalue that stands alone; at the edge of many, such as those that are zero over all the
+    data, it is the size of what is drawn, the root of that. The interval covers both.
     """
     groups = len(parts)
     error = float(np.std(parts, ddof=1)) / math.sqrt(groups)
-    bias = (float(np.mean(parts)) - value) / (groups - 1)
-    left = max(0.0, 1.0 - samples / population)
+    share, moved = min(1.0, samples / population), float(np.mean(parts)) - value
+    biases = [
+        moved * (1 - share) ** order / max((groups - share) ** order - (1 - share) ** order, 1e-300) for order in ORDERS
+    ]
+    centres = [value - bias for bias in biases]
     quantile = float(stdtrit(groups - 1, 0.975))
-    centre = value - bias * left
-    half = quantile * error * math.sqrt(left)
+    half = quantile * error * math.sqrt(1 - share)
+    spread, bias = quantile * error * math.sqrt(samples), abs(moved) / (groups - 1) * samples
     return Estimate(
-        min(value, centre) - half,
-        max(value, centre) + half,
-        _needed(quantile * error * math.sqrt(samples), abs(bias) * samples, TARGET * abs(value), population),
+        min(value, *centres) - half,
+        max(value, *centres) + half,
+        _needed(spread, bias, TARGET * abs(value), population),
     )
 
 
