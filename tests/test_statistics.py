@@ -18,7 +18,7 @@ from landscape import statistics as s
 from landscape.statistics import Estimate
 from landscape.units import mean_of
 
-SWEEPS = 600
+SWEEPS = 300
 
 
 def rng(seed: int = 0) -> np.random.Generator:
