@@ -25,7 +25,7 @@ from landscape.results import Spectrum
 from landscape.spectral.settings import SpectrumSettings
 from spectra import cell_counts
 
-PROBLEMS = 100
+PROBLEMS = 40
 # Solved in two halves, so that two processes can share them.
 HALF = PROBLEMS // 2
 

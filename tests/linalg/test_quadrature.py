@@ -194,6 +194,15 @@ def test_breakdown_freezes_each_probe_on_its_own(dtype: torch.dtype) -> None:
     assert np.allclose(point, 2 * masses(z)[:, :25].sum(axis=1), atol=tolerance)
 
 
+@DTYPES
+def test_what_is_no_normal_number_ends_a_probe(dtype: torch.dtype) -> None:
+    """The inverse of a β below the smallest normal number is infinite."""
+    values = np.r_[np.full(20, float(torch.finfo(dtype).tiny) / 50), np.zeros(20)]
+    tri = tridiagonalise(diagonal(values), starts(40, 3, dtype), 10)
+    assert np.isfinite(tri.alpha).all()
+    assert (tri.length <= 2).all()
+
+
 def test_not_finite_and_zero_probes() -> None:
     with pytest.raises(FloatingPointError, match="step 1"):
         tridiagonalise(lambda v: v * math.nan, starts(10, 2), 3)

@@ -83,6 +83,10 @@ def run_spectrum(
     except NumericalError as error:
         error.partial = failed_spectrum(problem, settings, time.perf_counter() - start)
         raise
+    except FloatingPointError as failure:
+        error = NumericalError(str(failure), "`landscape doctor` looks for the layer")
+        error.partial = failed_spectrum(problem, settings, time.perf_counter() - start)
+        raise error from failure
     if settings.by_layer:
         layers = layer_blocks(
             objective,

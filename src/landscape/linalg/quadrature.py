@@ -72,11 +72,13 @@ def tridiagonalise(
         deflate: [n, k] independent; the recurrence runs in the complement of these vectors.
         first: matvec(starts), if known: saves one block product. With `deflate`, the starts must lie in the
             complement already.
-        tolerance: a probe ends when β <= tolerance · (|α| + β) of its largest step; 10 eps of the dtype by default.
+        tolerance: a probe ends when β <= tolerance · (|α| + β) of its largest step; 10 eps of the dtype by default; and
+            when β is no normal number of the dtype.
 
     Raises:
         FloatingPointError: a product has NaN or Inf.
     """
+    tiny = float(torch.finfo(starts.dtype).tiny)  # the inverse of less overflows
     tolerance = 10 * float(torch.finfo(starts.dtype).eps) if tolerance is None else tolerance
     dual = None if deflate is None else _dual(deflate)
     v = _complement(starts.clone(), deflate, dual)
@@ -103,7 +105,7 @@ def tridiagonalise(
         running = length == steps
         alpha[running, j], beta[running, j] = coefficients[0, running], coefficients[1, running]
         scale = np.maximum(scale, np.abs(alpha[:, j]) + beta[:, j])
-        ends = running & (beta[:, j] <= tolerance * scale)
+        ends = running & (beta[:, j] <= np.maximum(tolerance * scale, tiny))
         beta[ends, j], length[ends] = 0.0, j + 1
         if np.all(length <= j + 1):
             break

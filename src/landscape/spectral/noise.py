@@ -104,7 +104,7 @@ def _product_error(objective: Objective, operator: str, seed: int, chunk: int, r
             "products that differ in rounding only differ without bound: something in the model overflows",
             "`landscape doctor` looks for the layer",
         )
-    measured.require_symmetric(x, y, error)
+    measured.require_symmetric(x, y, error, objective.weight_decay if operator != "residual" else 0.0)
     return float(objective.ranks.total(error))
 
 
@@ -200,10 +200,10 @@ class _Measured:
         length = float(off.norm())
         return (off / length).to(vector.dtype) if length > 0 else None
 
-    def require_symmetric(self, x: Tensor, y: Tensor, error: float) -> None:
-        """x·Hy = y·Hx over the measured blocks, up to the errors of both."""
+    def require_symmetric(self, x: Tensor, y: Tensor, error: float, decay: float) -> None:
+        """x·Hy = y·Hx over the measured blocks, up to the errors of both, beside the weight decay that H has too."""
         images = torch.cat([torch.stack(self._pair(v)[0]).sum(0) for v in (x, y)])
-        gap, scale = asymmetry(torch.cat([x, y]), images), float(images.norm(dim=1).max())
+        gap, scale = asymmetry(torch.cat([x, y]), images), max(float(images.norm(dim=1).max()), decay)
         eps = float(torch.finfo(x.dtype).eps)
         same = SAME if x.dtype == torch.float64 else SAME_ULPS * eps
         if gap > 4 * error + same * scale:
