@@ -15,6 +15,10 @@ from landscape.errors import CheckpointError
 _PREFIX = "base_model.model."
 # Further kinds of adapter, which change more than a product of two matrices says.
 _PLAIN = ("use_dora", "lora_bias", "use_qalora", "alora_invocation_tokens")
+_RETURN = (
+    "return the PEFT model from the problem function, which may take `path`: "
+    "peft.get_peft_model(base, peft.PeftConfig.from_pretrained(path)); its adapter's tensors are read into it"
+)
 
 
 def is_peft(model: nn.Module) -> bool:
@@ -37,6 +41,8 @@ def in_place(model: nn.Module, state: Mapping[str, Tensor]) -> dict[str, Tensor]
             if parts[n - 1].startswith(("lora_", "ia3_")) or parts[n - 1] == "modules_to_save":
                 kept = [*parts[: n - (parts[n - 1] == "modules_to_save")], *parts[n + 1 :]]
                 places[".".join(kept)] = name
+                if parts[n - 1] == "lora_magnitude_vector":  # a module of its own that files call by one name
+                    places[".".join(kept[:-1])] = name
     lost = [name for name in state if name not in places and name not in own]
     if lost:
         raise CheckpointError(
@@ -57,10 +63,12 @@ def merged(
     Raises:
         CheckpointError: another kind of adapter, or one of another base.
     """
-    if config.get("peft_type") != "LORA" or any(config.get(kind) for kind in _PLAIN):
+    further = [kind for kind in _PLAIN if config.get(kind)]
+    if config.get("peft_type") != "LORA" or further:
         raise CheckpointError(
-            f"{path} is an adapter of the kind {config.get('peft_type')}, which is not merged here",
-            "return the PEFT model from the problem function, or merge and save it: model.merge_and_unload()",
+            f"{path} is an adapter of the kind {' with '.join([str(config.get('peft_type')), *further])}, "
+            "which cannot be merged into a base here",
+            _RETURN,
         )
     found = dict(base)
     for name, low in state.items():
@@ -128,6 +136,5 @@ def base_of(path: str, config: Mapping[str, Any]) -> Path:
             return place
     raise CheckpointError(
         f"{path} is an adapter of {named!r}, which is no folder here, and the model of the problem has no place for it",
-        "return the PEFT model from the problem function, which may take `path`: "
-        "peft.get_peft_model(base, peft.PeftConfig.from_pretrained(path)); its adapter's tensors are read into it",
+        _RETURN,
     )

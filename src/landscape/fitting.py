@@ -352,7 +352,8 @@ def _way_out(checkpoint: Checkpoint, state: Mapping[str, Tensor], match: _Match,
     """What to type next, each of which works: another key, or a problem function that edits the tensors."""
     homes = _homes(state, targets)
     if homes:
-        return f"the whole model is there below {' and '.join(f'{home}.' for home in homes)}: add --key {homes[0]}"
+        key = f"{checkpoint.key}.{homes[0]}" if checkpoint.key else homes[0]
+        return f"the whole model is there below {' and '.join(f'{home}.' for home in homes)}: add --key {key}"
     ways = []
     if checkpoint.others:
         ways.append(f"take another set of the file with --key {checkpoint.others[0]}")

@@ -33,6 +33,23 @@ class Config(dict[str, Any]):
         raise KeyError(f"the run's config has no {name!r}; it has {', '.join(self) or 'nothing'}")
 
 
+def _resolved(value: Any, root: Mapping[str, Any], depth: int = 0) -> Any:
+    """Settings with OmegaConf's ${a.b} as what they point to; other interpolations stay as they are."""
+    if isinstance(value, Mapping):
+        return {name: _resolved(inner, root, depth) for name, inner in value.items()}
+    if isinstance(value, list):
+        return [_resolved(inner, root, depth) for inner in value]
+    pointer = re.fullmatch(r"\$\{([\w.]+)\}", value) if isinstance(value, str) and depth < 8 else None
+    if pointer is None:
+        return value
+    found: Any = root
+    for name in pointer[1].split("."):
+        if not isinstance(found, Mapping) or name not in found:
+            return value
+        found = found[name]
+    return _resolved(found, root, depth + 1)
+
+
 def _deep(value: Any) -> Any:
     if isinstance(value, Mapping):
         return Config(value)
@@ -49,12 +66,13 @@ def run_config(path: Path, inside: tuple[str, Mapping[str, Any]] | None) -> tupl
         CheckpointError: a file beside the checkpoint that cannot be read.
     """
     if inside is not None:
-        return Config(inside[1]), f"under {inside[0]!r} in the file"
+        return Config(_resolved(inside[1], inside[1])), f"under {inside[0]!r} in the file"
     folders = [path, *path.parents] if path.is_dir() else [*path.absolute().parents]
     for folder in folders[: PARENTS + 1]:
         for name in BESIDE:
             if (file := folder / name).is_file():
-                return Config(_read(file)), str(file)
+                values = _read(file)
+                return Config(_resolved(values, values)), str(file)
     return None
 
 

@@ -164,6 +164,8 @@ def load_pickled(path: Path, allow_globals: Sequence[str]) -> Any:
     allowed = {name for names in allow_globals for name in names.split(",")}
     unknown = [n for n in names if not (n in _INERT or n in _SPECIAL or n in allowed or _HARMLESS.fullmatch(n))]
     if unknown:
+        if any(name.startswith("torch.distributed.") and name.endswith(".DTensor") for name in unknown):
+            raise CheckpointError(*distributed(path))
         raise _refusal(path, zipped, names, unknown)
     return _stood_in(path, zipped, names)
 
@@ -343,26 +345,50 @@ def _refusal(path: Path, zipped: bool, names: Sequence[str], unknown: Sequence[s
         return alarm
     shown = ", ".join(unknown[:4]) + (f" and {len(unknown) - 4} more names" if len(unknown) > 4 else "")
     allow = f"add --allow-global {','.join(unknown)}"
-    loaded = _stood_in(path, zipped, names)
+    try:
+        loaded = _stood_in(path, zipped, names)
+    except CheckpointError:
+        loaded = torch.empty(0)  # nothing is known about it then
     if is_network(loaded) or (isinstance(loaded, Mapping) and any(is_network(v) for v in loaded.values())):
         return CheckpointError(
             f"{path} holds a whole pickled model, with classes of yours: {shown}; nothing was run",
             f"to read its tensors, and run nothing, {allow}; --problem names the function that builds the model",
         )
+    if not _has_tensors(loaded):
+        return CheckpointError(f"{path} holds no weights, but objects of {shown}; nothing was run", RESAVE)
     return CheckpointError(
         f"{path} contains more than weights, and unpickling it would call {shown}; nothing was run",
         f"to read the weights and skip these objects unread, {allow}",
     )
 
 
+def _has_tensors(value: Any, depth: int = 0) -> bool:
+    inner = value.values() if isinstance(value, Mapping) else value if isinstance(value, list | tuple) else ()
+    return isinstance(value, Tensor | NumpyArray) or (depth < 8 and any(_has_tensors(v, depth + 1) for v in inner))
+
+
 def _plain_pickle(path: Path, names: set[str]) -> CheckpointError:
     if alarm := _alarm(path, sorted(names)):
         return alarm
+    load = "__import__('pickle').loads(__import__('pathlib').Path(sys.argv[1]).read_bytes())"
+    if any(name.startswith("joblib.") for name in names):
+        load = "__import__('joblib').load(sys.argv[1])"
+    if any(name.startswith("skorch.") for name in names):
+        load += ".module_"
+    network = any(name.startswith("torch.nn.modules.") for name in names)
     return CheckpointError(
         f"{path} is a plain pickle (pickle.dump, joblib), not what torch.save writes, so it cannot be read without "
         "running code from it",
-        "if you know who made it: "
-        + conversion(path, "__import__('pickle').loads(__import__('pathlib').Path(sys.argv[1]).read_bytes())"),
+        "if you know who made it: " + conversion(path, f"{load}.state_dict()" if network else load),
+    )
+
+
+def distributed(path: Path) -> tuple[str, str]:
+    """What to say of tensors that are pieces of larger ones."""
+    return (
+        f"{path} holds DTensors, the pieces that one process of a distributed run had",
+        "save whole tensors there: torch.distributed.checkpoint.state_dict.get_model_state_dict(model, "
+        "options=StateDictOptions(full_state_dict=True))",
     )
 
 
@@ -377,6 +403,8 @@ def _unreadable(path: Path, error: Exception) -> CheckpointError:
             f"{path} asks for {name} to be called while it is read; nothing was run",
             "do not open this file by other means unless you know where it comes from",
         )
+    if "DTensor" in text:
+        return CheckpointError(*distributed(path))
     if "legacy .tar format" in text:
         return CheckpointError(
             f"{path} is in the tar format of torch before 0.1.10, which cannot be read safely",

@@ -13,7 +13,15 @@ import torch
 from torch import Tensor, nn
 
 from landscape.errors import CheckpointError
-from landscape.unpickling import RESAVE, NumpyArray, conversion, is_network, network_state, plain_value
+from landscape.unpickling import (
+    RESAVE,
+    NumpyArray,
+    conversion,
+    distributed,
+    is_network,
+    network_state,
+    plain_value,
+)
 
 # Keys under which training scripts put the weights, the likeliest first.
 CONTAINERS = (
@@ -103,7 +111,7 @@ def weight_sets(loaded: Mapping[Any, Any]) -> _Sets:
             if isinstance(loaded.get(key), Mapping):
                 places[(key,)] = loaded[key]
         for place, inner in places.items():
-            if any(isinstance(v, Tensor | NumpyArray) for v in inner.values()):
+            if any(isinstance(v, Tensor) and (v.is_floating_point() or v.is_quantized) for v in inner.values()):
                 return {place: inner}
     return found
 
@@ -134,7 +142,8 @@ def _is_weight(value: object) -> bool:
         with contextlib.suppress(AttributeError, IndexError, TypeError):
             return len(value.state[1]) > 0 and value.state[2].args[0].startswith("f")
         return False
-    return isinstance(value, Tensor) and value.dim() > 0 and (value.is_floating_point() or value.is_complex())
+    floats = isinstance(value, Tensor) and (value.is_floating_point() or value.is_complex() or value.is_quantized)
+    return floats and value.dim() > 0  # type: ignore[attr-defined]
 
 
 def _likeliest(sets: _Sets) -> _Path | None:
@@ -164,8 +173,10 @@ def _keyed(path: Path, loaded: Mapping[Any, Any], sets: _Sets, key: str) -> Mapp
     if joined:
         return {f"{p}.{n}": v for p, s in joined.items() for n, v in s.items()}
     likeliest = _likeliest(sets)
-    for state in (sets[likeliest],) if likeliest in sets else sets.values():
-        if chosen := {n[len(key) + 1 :]: v for n, v in state.items() if str(n).startswith(f"{key}.")}:
+    inside = [(key, state) for state in ((sets[likeliest],) if likeliest in sets else sets.values())]
+    inside += [(key.removeprefix(f"{name}."), state) for name, state in named.items() if key.startswith(f"{name}.")]
+    for start, state in inside:
+        if chosen := {n[len(start) + 1 :]: v for n, v in state.items() if str(n).startswith(f"{start}.")}:
             return chosen
     if isinstance(loaded.get(key), Mapping) and any(isinstance(v, Tensor) for v in loaded[key].values()):
         return loaded[key]  # type: ignore[no-any-return]
@@ -293,6 +304,8 @@ def _check_kind(path: Path, name: str, tensor: Tensor) -> None:
         reason = f"without data (device {tensor.device})"
     elif tensor.is_floating_point() and tensor.dtype not in _FLOATS:
         reason = f"of type {tensor.dtype}"
+    if type(tensor).__name__ == "DTensor":
+        raise CheckpointError(*distributed(path))
     if reason:
         raise CheckpointError(
             f"{path}: tensor {name!r} is {reason}; only dense real float16, bfloat16, float32 and float64 weights "

@@ -23,13 +23,13 @@ if TYPE_CHECKING:
 PIPE_WIDTH = 4096
 
 
-def describe_checkpoint(path: Path) -> dict[str, Any]:
+def describe_checkpoint(path: Path, reading: tuple[tuple[str, ...], str | None] = ((), None)) -> dict[str, Any]:
     """Kind, sha256, header, coordinates, tensors by dtype and non-finite entries. Raises CheckpointError."""
     import torch
 
     from landscape.checkpoint import read_checkpoint
 
-    checkpoint = read_checkpoint(path)
+    checkpoint = read_checkpoint(path, *reading)
     dtypes: dict[str, dict[str, int]] = {}
     not_finite: dict[str, int] = {}
     for name, tensor in checkpoint.state.items():
@@ -187,8 +187,13 @@ def print_folder(folder: Path, rows: Sequence[Mapping[str, Any]], checkpoints: S
         print_table(("result", "analysis", "largest, or verdict", "smallest"), lines, right=(2, 3))
     if checkpoints:
         print_title(f"checkpoints in {folder}: {len(checkpoints)}")
-        sizes = [(_below(folder, p), f"{p.stat().st_size / 1000:,.1f} kB") for p in checkpoints]
+        sizes = [(_below(folder, p), f"{size(p) / 1000:,.1f} kB") for p in checkpoints]
         print_table(("checkpoint", "size"), sizes, right=(1,))
+
+
+def size(path: Path) -> int:
+    """Bytes of a file, or of the files in a folder."""
+    return path.stat().st_size if path.is_file() else sum(p.stat().st_size for p in path.iterdir() if p.is_file())
 
 
 def _found(row: Mapping[str, Any]) -> tuple[str, str]:

@@ -8,19 +8,28 @@ import json
 import os
 import sys
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
 import typer
 
-from landscape.cli.describe import describe_checkpoint, describe_result, print_checkpoint, print_folder, print_result
+from landscape.cli import options as common
+from landscape.cli.describe import (
+    describe_checkpoint,
+    describe_result,
+    print_checkpoint,
+    print_folder,
+    print_result,
+    size,
+)
+from landscape.cli.targets import expand
 from landscape.cli.terminal import plain, print_warning
 from landscape.cli.tidy import AXES, SUFFIXES, natural, result_files, tidy
-from landscape.errors import BatchError, LandscapeError, StorageError, UsageError
+from landscape.errors import BatchError, CheckpointError, LandscapeError, StorageError, UsageError
 
 HDF5_SIGNATURE = b"\x89HDF\r\n\x1a\n"
-WEIGHTS = (".pt", ".pth", ".ckpt", ".safetensors", ".pt2")
-HUGGING_FACE = ("model.safetensors", "model.safetensors.index.json")
+WEIGHTS = (".pt", ".pth", ".ckpt", ".safetensors", ".pt2", ".bin", ".th", ".t7", ".tar")
 T = TypeVar("T")
 
 
@@ -33,6 +42,8 @@ def info(
         bool, typer.Option("--csv", help="One table of all results on stdout: a row per result file and analysis.")
     ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object per file on stdout.")] = False,
+    allow_global: common.AllowGlobal = None,
+    key: common.Key = None,
 ) -> None:
     """Show what is in a checkpoint, a result file or a folder; with --csv, all results of a sweep as one table."""
     if as_csv and as_json:
@@ -42,7 +53,7 @@ def info(
         if as_csv:
             _print_csv(places)
         else:
-            _show_all(places, as_json)
+            _show_all(places, as_json, partial(describe_checkpoint, reading=(tuple(allow_global or ()), key)))
         sys.stdout.flush()
     except BrokenPipeError:  # `| head` has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -59,7 +70,13 @@ def _expanded(path: str) -> list[str]:
 
 
 def _is_checkpoint_folder(path: Path) -> bool:
-    return path.is_dir() and any((path / name).exists() for name in HUGGING_FACE)
+    if not path.is_dir() or (path / ".metadata").is_file():
+        return path.is_dir()
+    if not any(p.suffix in (".safetensors", ".bin") for p in path.iterdir()):
+        return False  # without loading PyTorch
+    from landscape.folders import is_checkpoint_folder
+
+    return is_checkpoint_folder(path) or (path / "model.safetensors").exists()
 
 
 def _is_result(path: Path) -> bool:
@@ -101,7 +118,7 @@ class _Failures:
             )
 
 
-def _show_all(places: list[Path], as_json: bool) -> None:
+def _show_all(places: list[Path], as_json: bool, checkpoint: Callable[[Path], dict[str, Any]]) -> None:
     failures = _Failures(alone=len(places) == 1 and not places[0].is_dir())
     for place in places:
         if not place.exists():
@@ -109,9 +126,7 @@ def _show_all(places: list[Path], as_json: bool) -> None:
         elif place.is_dir() and not _is_checkpoint_folder(place):
             _show_folder(place, failures, as_json)
         else:
-            describe, show = (
-                (describe_result, print_result) if _is_result(place) else (describe_checkpoint, print_checkpoint)
-            )
+            describe, show = (describe_result, print_result) if _is_result(place) else (checkpoint, print_checkpoint)
             found = failures.guard(describe, place)
             if found is not None:
                 _print_json(found) if as_json else show(found)
@@ -128,8 +143,7 @@ def _print_json(found: dict[str, Any]) -> None:
 
 def _show_folder(folder: Path, failures: _Failures, as_json: bool) -> None:
     results = result_files(folder)
-    hidden = (p for p in folder.rglob("*") if p.suffix in WEIGHTS and not p.name.startswith("."))
-    checkpoints = sorted((p for p in hidden if p.is_file()), key=natural)
+    checkpoints = _checkpoints(folder)
     if not results and not checkpoints:
         raise UsageError(f"{folder} holds neither results nor checkpoints", "name the folder that was given to --out")
     if as_json:
@@ -138,10 +152,20 @@ def _show_folder(folder: Path, failures: _Failures, as_json: bool) -> None:
             if found is not None:
                 _print_json(found)
         for path in checkpoints:
-            _print_json({"path": str(path), "kind": "checkpoint", "bytes": path.stat().st_size})
+            _print_json({"path": str(path), "kind": "checkpoint", "bytes": size(path)})
     else:
         rows = list(_read_all(results, failures))
         print_folder(folder, tidy(rows)[1], checkpoints)
+
+
+def _checkpoints(folder: Path) -> list[Path]:
+    """What in a folder is a checkpoint; PyTorch is loaded only if something may be."""
+    if not any(p.suffix in WEIGHTS and not p.name.startswith(".") for p in folder.rglob("*")):
+        return []
+    try:
+        return [p for p in expand([str(folder)], quiet=True) if not p.name.startswith(".")]
+    except CheckpointError:
+        return []
 
 
 def _read_all(files: list[Path], failures: _Failures) -> Iterator[tuple[str, Any]]:

@@ -35,14 +35,14 @@ def expand(patterns: Sequence[str], quiet: bool = False) -> list[Path]:
         else:
             raise CheckpointError(f"{pattern} does not exist", "check the path; `ls` the folder")
         if not hits:
+            where = f"the folder {pattern} holds" if path.is_dir() else f"{pattern} matches"
             raise CheckpointError(
-                f"there is no checkpoint in {pattern}: {_said(passed)}"
-                if passed
-                else f"no checkpoint matches {pattern}",
+                f"{where} no checkpoint" + (f", but {_said(passed)}" if passed else f" ({', '.join(SUFFIXES)})"),
                 "name the files themselves, or quote a pattern, in which ** crosses folders: 'runs/**/final.pt'",
             )
+        passed = {p: what for p, what in passed.items() if p not in hits}
         if passed and not quiet:
-            print_note(f"{pattern}: {len(hits)} checkpoints; passed over {_said(passed)}")
+            print_note(f"{pattern}: {len(hits)} checkpoint{'s' * (len(hits) > 1)}; passed over {_said(passed)}")
         found |= dict.fromkeys(hits)
     return list(found)
 
@@ -72,7 +72,7 @@ def _below(folder: Path) -> tuple[list[Path], dict[Path, str]]:
     inside = [p for p in folder.rglob("*") if p.is_dir() or p.suffix in SUFFIXES]
     wholes = [p for p in (folder, *inside) if is_checkpoint_folder(p)]
     if folder in wholes:
-        return [folder], {p: "a checkpoint below" for p in wholes if p != folder}
+        return [folder], {p: f"checkpoints below it, '{folder}/*'" for p in wholes if p != folder}
     files = [p for p in inside if p.is_file() and not any(whole in p.parents for whole in wholes)]
     hits, passed = _sorted_out(files)
     return sorted((*wholes, *hits), key=natural), passed
@@ -94,7 +94,7 @@ def _said(passed: Mapping[Path, str]) -> str:
     for what, names in kinds.items():
         shown = list(dict.fromkeys(names))
         texts.append(f"{', '.join(shown[:3])}{' and more' if len(shown) > 3 else ''} ({what})")
-    return f"{len(passed)} files: {', '.join(texts)}"
+    return f"{len(passed)}: {', '.join(texts)}"
 
 
 def natural(path: Path) -> list[tuple[int, int, str]]:
