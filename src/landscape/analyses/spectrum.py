@@ -84,9 +84,9 @@ def run_spectrum(
         error.partial = failed_spectrum(problem, settings, time.perf_counter() - start)
         raise
     except FloatingPointError as failure:
-        error = NumericalError(str(failure), "`landscape doctor` looks for the layer")
-        error.partial = failed_spectrum(problem, settings, time.perf_counter() - start)
-        raise error from failure
+        told = NumericalError(str(failure), "`landscape doctor` looks for the layer")
+        told.partial = failed_spectrum(problem, settings, time.perf_counter() - start)
+        raise told from failure
     if settings.by_layer:
         layers = layer_blocks(
             objective,
