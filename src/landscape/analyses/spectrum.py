@@ -151,7 +151,7 @@ def _rounded(problem: Problem, objective: Objective) -> list[str]:
 
 
 def _statistics(objective: Objective) -> list[str]:
-    """Which statistics normalise: curvature may be ten times as large by running ones."""
+    """Which statistics normalise: curvature may be more than ten times as large by running ones."""
     said = {
         "eval": "BatchNorm by its running statistics, as in eval mode; the loss that was trained is that of "
         "--batchnorm batch, with data in batches of training's size",
