@@ -18,7 +18,7 @@ from landscape.operators import CurvatureOperator
 from landscape.rounding import LastPlaces
 from landscape.spectral.noise import product_error
 
-KINDS = ("plain", "heavy", "trend", "sorted", "zeros", "ignored")
+KINDS = ("plain", "heavy", "trend", "sorted", "zeros", "ignored", "decay")
 
 
 def drawn(kind: str, seed: int) -> Problem:
@@ -36,6 +36,9 @@ def drawn(kind: str, seed: int) -> Problem:
         x *= scale[:, None]
         x[: 64 if kind == "zeros" else 0] = 0
         y[: 64 if kind == "ignored" else 0] = -100
+        if kind == "decay":  # beside which the loss is nothing
+            x, y = 1e-4 * x[:50], 1e-4 * torch.randn(50, 1)
+            return Problem(nn.Linear(inputs, 1), (x, y), "mse", weight_decay=rng.uniform(0.1, 1))
         activation = rng.choice([nn.Tanh, nn.Softplus, nn.GELU])
         model = nn.Sequential(nn.Linear(inputs, width), activation(), nn.Linear(width, classes))
         if kind != "ignored" and rng.random() < 0.5:

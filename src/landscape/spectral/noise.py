@@ -86,7 +86,8 @@ def _product_error(objective: Objective, operator: str, seed: int, chunk: int, r
     sizes = [float(i.norm()) for i in images]
     total = sum(sizes) or 1.0
     blocks = [_Block(b.first, b.last, 0.5 * s / total + 0.5 / len(blocks)) for b, s in zip(blocks, sizes, strict=True)]
-    image = torch.stack(images).sum(0) + (objective.weight_decay if operator != "residual" else 0.0) * x
+    decay = objective.weight_decay if operator != "residual" else 0.0
+    image = torch.stack(images).sum(0) + decay * x
     chosen = _chosen([b.weight for b in blocks], seed)
     measured = _Measured(whole, operator, [blocks[i] for i in chosen], seed, repeat)
     rest = sum(b.weight for i, b in enumerate(blocks) if i not in chosen)
@@ -97,14 +98,15 @@ def _product_error(objective: Objective, operator: str, seed: int, chunk: int, r
     worst = measured.worst(x)
     if worst is not None:
         errors.append(measured.errors(worst, rest))
-    accumulated = float(torch.finfo(whole.dtype).eps) * sum(sizes)
+    # Of decay · v the factor, the product and the sum are rounded, each by half of eps.
+    accumulated = float(torch.finfo(whole.dtype).eps) * (sum(sizes) + 1.5 * decay)
     error = SAFETY * max(errors) + accumulated + measured.floor(scale)
     if not error < float("inf"):
         raise NumericalError(
             "products that differ in rounding only differ without bound: something in the model overflows",
             "`landscape doctor` looks for the layer",
         )
-    measured.require_symmetric(x, y, error, objective.weight_decay if operator != "residual" else 0.0)
+    measured.require_symmetric(x, y, error, decay)
     return float(objective.ranks.total(error))
 
 
