@@ -233,6 +233,33 @@ def test_compressed_archives_cannot_fill_the_memory(tmp_path: Path) -> None:
         read_checkpoint(tmp_path / "c.pt")
 
 
+class Node(nn.Module):
+    """A network that may hold itself."""
+
+
+def test_objects_within_themselves_and_named_again_and_again_end(tmp_path: Path) -> None:
+    """A few bytes that would unfold to 10^20 objects, or for ever."""
+    laughs: Any = ["ha"]
+    modules: Any = Node()
+    mappings: Any = {"w": torch.ones(2)}
+    for _ in range(20):
+        laughs = [laughs] * 10
+        outer, modules = modules, Node()
+        for name in "abcdefgh":
+            modules._modules[name] = outer
+        mappings = dict.fromkeys("abcdefgh", mappings)
+    circle = Node()
+    circle._modules["again"] = circle
+    ring: dict[str, Any] = {}
+    ring["ring"] = ring
+    state = {"w": torch.ones(2)}
+    for number, extra in enumerate(
+        [{"config": laughs}, {"net": modules}, {"x": mappings}, {"net": circle}, {"config": ring}]
+    ):
+        torch.save({"state_dict": state, **extra}, tmp_path / f"{number}.pt")
+        assert list(read_checkpoint(tmp_path / f"{number}.pt", [f"{__name__}.Node"]).state) == ["w"]
+
+
 # ---- damage -------------------------------------------------------------------------------------------------------
 
 

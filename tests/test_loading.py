@@ -91,6 +91,51 @@ def test_tensors_and_header_on_request(tmp_path: Path) -> None:
     assert loaded.problem_identity["settings"] == {}  # defaults are in the file's hash
 
 
+EDITS = FILE.replace("(width, depth=2, scale: float = 1.0, seed=0)", "(state_dict, scale=1.0)").replace(
+    "torch.manual_seed(99)", "width = 3; EDIT"
+)
+
+
+@pytest.mark.parametrize(
+    ("edit", "note"),
+    [
+        ("del state_dict['n']", "took 1 tensors out of state_dict"),
+        ("del state_dict['n']; state_dict['0.weight'] = state_dict['0.weight'] + 1", "took 1 tensors"),
+        ("state_dict['0.bias'] = state_dict.pop('n')", "took 1 tensors out of state_dict"),
+        ("state_dict.clear()", "took all tensors out of state_dict"),
+    ],
+)
+def test_what_a_function_leaves_in_state_dict_is_loaded(tmp_path: Path, edit: str, note: str) -> None:
+    state = net(3).state_dict() | {"n": torch.arange(3.0)}
+    torch.save(state, tmp_path / "c.pt")
+    found = read_checkpoint(tmp_path / "c.pt")
+    loaded = load_problem(found, write(tmp_path, EDITS.replace("EDIT", edit)))
+    assert any(note in n for n in loaded.notes)
+    assert torch.equal(found.state["0.weight"], state["0.weight"])  # the checkpoint itself is not edited
+    left = dict(state)
+    exec(edit, {"state_dict": left})
+    for name, tensor in loaded.problem.model.state_dict().items():
+        assert torch.equal(tensor, left[name]) if left else not torch.equal(tensor, state[name])
+
+
+def test_hints_of_misfits_work_when_copied(tmp_path: Path) -> None:
+    plain = write(tmp_path, EDITS.replace("EDIT", "pass").replace("(state_dict, ", "("))
+    for change in ({"n": torch.ones(2)}, {"0.bias": None, "other": torch.ones(3)}):
+        state = {k: v for k, v in (net(3).state_dict() | change).items() if v is not None}
+        torch.save(state, tmp_path / "c.pt")
+        with pytest.raises(CheckpointError) as caught:
+            load_problem(tmp_path / "c.pt", plain)
+        edit = (caught.value.hint or "").partition("may edit it, ")[2].partition(", and what it leaves")[0]
+        assert "state_dict[" in edit
+        load_problem(tmp_path / "c.pt", write(tmp_path, EDITS.replace("EDIT", edit), "edited.py"))
+
+
+def test_something_else_than_tensors_in_state_dict_is_refused(tmp_path: Path) -> None:
+    torch.save(net(3).state_dict(), tmp_path / "c.pt")
+    with pytest.raises(ProblemError, match="something else than tensors into state_dict: n"):
+        load_problem(tmp_path / "c.pt", write(tmp_path, EDITS.replace("EDIT", "state_dict['n'] = 3")))
+
+
 def test_modules_of_a_package(sweep: list[Path], monkeypatch: pytest.MonkeyPatch) -> None:
     folder = sweep[0].parent.parent
     (folder / "mypackage_a").mkdir()

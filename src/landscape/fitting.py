@@ -223,19 +223,19 @@ def _unwrapped(name: str) -> str:
     return ".".join(part for part in name.split(".") if part not in INSIDE)
 
 
-def _renamings(names: Iterable[str], targets: Iterable[str]) -> list[tuple[tuple[str, ...], dict[str, str]]]:
+def _renamings(names: Iterable[str], targets: Iterable[str]) -> Iterator[tuple[tuple[str, ...], dict[str, str]]]:
     """(what was done, new name -> name) for the combinations of prefixes that apply, fewest first."""
     start = {name: name for name in names}
     found: list[tuple[tuple[str, ...], dict[str, str]]] = [((), start)]
     seen = {frozenset(start)}
     for done, current in found:  # grows while it is walked: breadth first
+        yield done, current
         if len(done) == 6 or len(found) > _TRIED:
-            break
+            continue
         for step, renamed in _steps(current, targets):
             if len(renamed) == len(current) and frozenset(renamed) not in seen:
                 seen.add(frozenset(renamed))
                 found.append(((*done, step), renamed))
-    return found
 
 
 def _steps(current: Mapping[str, str], targets: Iterable[str]) -> Iterator[tuple[str, dict[str, str]]]:

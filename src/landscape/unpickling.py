@@ -149,6 +149,8 @@ _ALARMING = {
 
 # Begins every file of the format before torch 1.6; a pickle without it was not written by torch.save.
 _MAGIC = 0x1950A86A20F9469CFC6C
+# A few bytes may name the same object again and again, or within itself.
+_MOST, _DEEPEST = 100_000, 24
 _NAME = re.compile(r"[\w.<>]{1,160}")
 
 
@@ -225,23 +227,27 @@ def is_network(value: object) -> bool:
     )
 
 
-def network_state(value: Skipped, prefix: str = "") -> dict[str, Any]:
+def network_state(value: Skipped, prefix: str = "", spent: list[int] | None = None) -> dict[str, Any]:
     """The tensors of a pickled network by the names that its state_dict would give them, without its hooks."""
     found: dict[str, Any] = {}
+    spent = [0] if spent is None else spent
     passing = value.state.get("_non_persistent_buffers_set", ())
     for name, tensor in value.state["_parameters"].items():
         found |= {f"{prefix}{name}": tensor} if tensor is not None else {}
     for name, tensor in (value.state.get("_buffers") or {}).items():
         found |= {f"{prefix}{name}": tensor} if tensor is not None and name not in passing else {}
     for name, inner in value.state["_modules"].items():
-        if is_network(inner):
-            found |= network_state(inner, f"{prefix}{name}.")
+        spent[0] += 1
+        if is_network(inner) and spent[0] < _MOST and prefix.count(".") < _DEEPEST:
+            found |= network_state(inner, f"{prefix}{name}.", spent)
     return found
 
 
-def plain_value(value: Any, depth: int = 0) -> Any:
+def plain_value(value: Any, depth: int = 0, spent: list[int] | None = None) -> Any:
     """What was unpickled as numbers, texts, lists and dictionaries; `Skipped` itself for what is none of these."""
-    if depth > 20:
+    spent = [0] if spent is None else spent
+    spent[0] += 1
+    if depth > _DEEPEST or spent[0] > _MOST:
         return Skipped
     if isinstance(value, NumpyScalar):
         number = NumpyArray()
@@ -249,26 +255,26 @@ def plain_value(value: Any, depth: int = 0) -> Any:
         tensor = number.tensor()
         return Skipped if tensor is None else tensor.item()
     if isinstance(value, Skipped):
-        return _plain_object(value, depth)
+        return _plain_object(value, depth, spent)
     if isinstance(value, Mapping):
-        pairs = ((k, plain_value(v, depth + 1)) for k, v in value.items())
+        pairs = ((k, plain_value(v, depth + 1, spent)) for k, v in value.items())
         return {str(k): v for k, v in pairs if v is not Skipped}
     if isinstance(value, list | tuple | set | frozenset):
-        return [v for v in (plain_value(item, depth + 1) for item in value) if v is not Skipped]
+        return [v for v in (plain_value(item, depth + 1, spent) for item in value) if v is not Skipped]
     return value if value is None or isinstance(value, bool | int | float | str) else Skipped
 
 
-def _plain_object(value: Skipped, depth: int) -> Any:
+def _plain_object(value: Skipped, depth: int, spent: list[int]) -> Any:
     """The fields of a namespace or of a configuration; an enumeration's value; a path as text."""
     state = value.state[0] if isinstance(value.state, tuple) and value.state else value.state
     if isinstance(state, Mapping):
         for inner in ("_content", "_val", "_fields"):  # OmegaConf's containers and nodes, ml_collections
             if inner in state:
-                return plain_value(state[inner], depth + 1)
-        return plain_value({k: v for k, v in state.items() if not str(k).startswith("_")}, depth + 1)
+                return plain_value(state[inner], depth + 1, spent)
+        return plain_value({k: v for k, v in state.items() if not str(k).startswith("_")}, depth + 1, spent)
     if "Path" in type(value).__qualname__ and all(isinstance(part, str) for part in value.args):
         return "/".join(value.args).replace("//", "/", 1)
-    return plain_value(value.args[0], depth + 1) if len(value.args) == 1 else Skipped
+    return plain_value(value.args[0], depth + 1, spent) if len(value.args) == 1 else Skipped
 
 
 # ---- names, without running anything --------------------------------------------------------------------------------
@@ -362,9 +368,17 @@ def _refusal(path: Path, zipped: bool, names: Sequence[str], unknown: Sequence[s
     )
 
 
-def _has_tensors(value: Any, depth: int = 0) -> bool:
-    inner = value.values() if isinstance(value, Mapping) else value if isinstance(value, list | tuple) else ()
-    return isinstance(value, Tensor | NumpyArray) or (depth < 8 and any(_has_tensors(v, depth + 1) for v in inner))
+def _has_tensors(value: Any) -> bool:
+    waiting: list[Any] = [value]
+    seen: set[int] = set()
+    while waiting and len(seen) < _MOST:
+        found = waiting.pop()
+        if isinstance(found, Tensor | NumpyArray):
+            return True
+        if id(found) not in seen and isinstance(found, Mapping | list | tuple):
+            seen.add(id(found))
+            waiting += found.values() if isinstance(found, Mapping) else found
+    return False
 
 
 def _plain_pickle(path: Path, names: set[str]) -> CheckpointError:

@@ -103,7 +103,7 @@ def select(path: Path, state: Mapping[str, Any], key: str | None) -> Mapping[str
 def weight_sets(loaded: Mapping[Any, Any]) -> _Sets:
     """Every mapping in a file that holds weights, by the keys that lead to it; optimizers and settings are left out."""
     found: _Sets = {}
-    _walk(loaded, (), found)
+    _walk(loaded, (), found, set())
     if not found:  # nothing but scalars: a network of such, perhaps
         places: _Sets = {}
         places[()] = loaded
@@ -116,9 +116,10 @@ def weight_sets(loaded: Mapping[Any, Any]) -> _Sets:
     return found
 
 
-def _walk(value: Mapping[Any, Any], place: _Path, found: _Sets) -> None:
-    if "param_groups" in value or len(place) > _DEEPEST or len(found) > _MOST:
+def _walk(value: Mapping[Any, Any], place: _Path, found: _Sets, seen: set[int]) -> None:
+    if "param_groups" in value or len(place) > _DEEPEST or len(found) > _MOST or id(value) in seen:
         return
+    seen.add(id(value))  # once: a few bytes may name the same mapping again and again
     below: _Sets = {}
     for key, inner in value.items():
         if isinstance(key, str) and key not in SETTINGS:
@@ -127,7 +128,7 @@ def _walk(value: Mapping[Any, Any], place: _Path, found: _Sets) -> None:
             named = [((*place, key), inner), *(((*place, key, str(n)), item) for n, item in enumerate(listed))]
             for name, item in named:
                 if isinstance(item, Mapping):
-                    _walk(item, name, below)
+                    _walk(item, name, below, seen)
     own = sum(_is_weight(v) for k, v in value.items() if isinstance(k, str))
     # A curve of losses beside several networks is no network; nor is a layer's extra state one beside its weights.
     if own > sum(sum(map(_is_weight, inner.values())) for inner in below.values()):
