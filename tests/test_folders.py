@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import random
 import shlex
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -142,6 +143,16 @@ def test_nothing_is_passed_over_that_could_be_a_checkpoint(tmp_path: Path) -> No
             wanted |= {path} if kind != "others" else set()
         found = set(expand([str(folder)], quiet=True)) if wanted else set()
         assert found == wanted, f"seed {seed}"
+
+
+def test_a_search_unpacks_nothing(tmp_path: Path) -> None:
+    """An archive of 10 kB that would fill 10 MB is left for the reader to refuse."""
+    with zipfile.ZipFile(tmp_path / "c.pt", "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("c/data.pkl", b"\x80\x02}FloatStorage" + bytes(10_000_000))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(zipfile.ZipFile, "read", None)  # an error if it is called
+        patch.setattr("landscape.unpickling._unsafe_globals", None)
+        assert expand([str(tmp_path)]) == [tmp_path / "c.pt"]
 
 
 def test_an_empty_search_says_what_there_was(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ import json
 import re
 import shlex
 import warnings
+import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,6 +34,7 @@ _BESIDE = {
     r"(rng_state|random_states)\w*\.(pt|pth|pkl)": "states of random generators",
     r"(scaler|sampler|dataloader)(_\d+)?\.(pt|pth|bin)": "a trainer's state",
 }
+_STORAGES = (b"FloatStorage", b"DoubleStorage", b"HalfStorage", b"BFloat16Storage")
 _LARGEST_GLANCE = 1 << 26  # of files in the format before torch 1.6, which have to be read whole
 _AGAIN = "copy or download the folder again, or save it again"
 
@@ -164,12 +166,27 @@ def not_weights(path: Path) -> str | None:
             start = file.read(16)
     except OSError:
         return None
+    if start.startswith(b"PK\x03\x04") and _surely_weights(path):
+        return None
     if start.startswith(b"PK\x03\x04") or (start[:1] == b"\x80" and path.stat().st_size < _LARGEST_GLANCE):
         return _glance(path)
     if start[8:9] == b"{" and int.from_bytes(start[:8], "little") < path.stat().st_size:
         return None
     known = path.suffix in SUFFIXES and path.suffix not in _VAGUE
     return None if known or start[:1] == b"\x80" else "no checkpoint"
+
+
+def _surely_weights(path: Path) -> bool:
+    """Whether the pickle in an archive is a dictionary with arrays of floats and no optimizer: a sweep has thousands of
+    such files, and to look closer takes as long as to read them."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            entry = next(entry for entry in archive.infolist() if entry.filename.endswith("/data.pkl"))
+            pickled = archive.read(entry) if entry.file_size <= path.stat().st_size else b""
+    except Exception:
+        return False
+    mapping = pickled[2:3] == b"}" or pickled[2:14] == b"ccollections"
+    return mapping and b"param_groups" not in pickled and any(kind in pickled for kind in _STORAGES)
 
 
 def _glance(path: Path) -> str | None:

@@ -177,10 +177,18 @@ def glimpse(path: Path) -> Any:
     try:
         with path.open("rb") as file:
             zipped = file.read(4) == b"PK\x03\x04"
+        if zipped and _unpacked(path) > path.stat().st_size:
+            return None  # not torch's, which are not compressed
         names = _unsafe_globals(path) if zipped else _legacy_globals(path)
         return None if _alarm(path, names) else _stood_in(path, zipped, names, "meta" if zipped else "cpu")
-    except (CheckpointError, OSError):
+    except (CheckpointError, OSError, zipfile.BadZipFile):
         return None
+
+
+def _unpacked(path: Path) -> int:
+    """Bytes of what is in an archive."""
+    with zipfile.ZipFile(path) as archive:
+        return sum(entry.file_size for entry in archive.infolist())
 
 
 def _stood_in(path: Path, zipped: bool, names: Sequence[str], device: str = "cpu") -> Any:
