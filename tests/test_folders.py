@@ -296,6 +296,7 @@ def test_adapters_are_read_beside_their_base_or_merged_into_it(tmp_path: Path) -
             tensor.normal_()
     folder = adapter_folder(tmp_path / "checkpoint-20", truth)
     assert expand([str(tmp_path)], quiet=True) == [folder]
+    assert read_checkpoint(folder / "adapter_model.safetensors").adapter == read_checkpoint(folder).adapter
     inputs = torch.randn(6, 3)
     wanted = truth["base_model"]["model"](inputs)  # type: ignore[index, operator]
     beside = load_problem(folder, f"{tmp_path / 'problem.py'}:peft")

@@ -123,6 +123,8 @@ def read_checkpoint(path: str | Path, allow_globals: Sequence[str] = (), key: st
     before = _stamp(place)
     if place.is_dir() or place.name.endswith(".index.json"):
         sha256, content = _read_folder(place, wish)
+    elif place.stem == "adapter_model" and (place.parent / "adapter_config.json").is_file():
+        sha256, content = _read_folder(place.parent, wish)
     else:
         sha256, content = _sha256(place), _read_file(place, wish)
     if _stamp(place) != before:

@@ -56,8 +56,7 @@ def weight_files(path: Path) -> WeightFiles:
     """
     if path.is_file():
         return WeightFiles(_indexed(path))
-    found = _whole(path) or _sharded(path)
-    if found:
+    if found := _whole(path) or _sharded(path):
         return WeightFiles(found)
     if adapters := [file for ending in ENDINGS if (file := path / f"adapter_model{ending}").is_file()]:
         config = _adapter_config(path)
