@@ -49,6 +49,8 @@ class Truth:
 def _doubled(value: Any) -> Any:
     if isinstance(value, Tensor):
         return value.double() if value.is_floating_point() else value
+    if isinstance(value, dict):
+        return {name: _doubled(v) for name, v in value.items()}
     return type(value)(_doubled(v) for v in value) if isinstance(value, tuple | list) else value
 
 

@@ -18,8 +18,9 @@ import torch
 from torch import Tensor, nn
 
 from landscape.arithmetic import is_out_of_memory
+from landscape.batches import take
 from landscape.errors import ProblemError
-from landscape.graph import nodes_of, undifferentiable
+from landscape.graph import crashes_linearize, nodes_of, undifferentiable
 from landscape.objective import Objective, gradients
 from landscape.problem import Batch
 
@@ -256,13 +257,24 @@ def _functional(objective: Objective, batch: Batch) -> Callable[[Tensors], Tenso
 
 
 def hessian_linearized(objective: Objective, batch: Batch) -> Product:
-    """`vmap(linearize(grad))`: the primal pass kept, a block of vectors in one launch."""
+    """`vmap(linearize(grad))`: the primal pass kept, a block of vectors in one launch.
+
+    Raises:
+        RuntimeError: PyTorch would crash.
+    """
+    _require_no_crash(objective, batch)
     parameters = tuple(p.detach() for p in objective.parameters)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Attempted to insert a get_attr Node")
         _, push = torch.func.linearize(torch.func.grad(_functional(objective, batch)), parameters)
 
     return _vmapped(push)
+
+
+def _require_no_crash(objective: Objective, batch: Batch) -> None:
+    few = take(batch, slice(0, 1)) if objective.cuttable else batch
+    if words := crashes_linearize(objective.batch_sum(few)[0]):
+        raise RuntimeError(words)
 
 
 def hessian_forward(objective: Objective, batch: Batch) -> Product:

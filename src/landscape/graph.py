@@ -75,6 +75,12 @@ def saved_bytes(roots: Sequence[Tensor], ignore: Sequence[Tensor]) -> int:
     return total
 
 
+def crashes_linearize(total: Tensor) -> str:
+    """What in a loss ends the process while `torch.func.linearize` traces it (torch 2.13); empty: nothing known."""
+    names = {type(node).__name__ for node in nodes_of(total)}
+    return "F.mse_loss, while torch.func.linearize traces it, ends the process" if "MseLossBackward0" in names else ""
+
+
 def fixed_rows(total: Tensor, parameters: Sequence[Tensor]) -> list[tuple[int, int]]:
     """(number of the parameter, row) of embeddings' padding rows, which move the loss but are left out by backward."""
     places = {id(p): i for i, p in enumerate(parameters)}

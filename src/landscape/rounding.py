@@ -16,13 +16,13 @@ from torch.utils._python_dispatch import TorchDispatchMode
 # Operations that move, choose or negate numbers without computing any: backward finds what was chosen by equality.
 # fmt: off
 EXACT = frozenset({
-    "abs", "alias", "amax", "amin", "aminmax", "as_strided", "cat", "clamp", "clamp_max", "clamp_min", "clone",
-    "contiguous", "copy_", "cummax", "cummin", "detach", "embedding", "empty_like", "expand", "expand_as", "flip",
-    "fmax", "fmin", "full", "full_like", "gather", "hardtanh", "index", "index_select", "kthvalue", "lift_fresh",
-    "max", "maximum", "median", "min", "minimum", "mode", "nanmedian", "narrow", "neg", "new_empty_strided",
-    "new_zeros", "ones", "ones_like", "permute", "relu", "reshape", "select", "sgn", "sign", "slice", "sort", "split",
-    "squeeze", "stack", "t", "threshold_backward", "topk", "transpose", "unsqueeze", "view", "where", "zero_",
-    "zeros", "zeros_like",
+    "abs", "adaptive_max_pool2d", "adaptive_max_pool3d", "alias", "amax", "amin", "aminmax", "as_strided", "cat",
+    "clamp", "clamp_max", "clamp_min", "clone", "contiguous", "copy_", "cummax", "cummin", "detach", "embedding",
+    "empty_like", "expand", "expand_as", "flip", "fmax", "fmin", "full", "full_like", "gather", "hardtanh", "index",
+    "index_select", "kthvalue", "lift_fresh", "max", "max_pool2d_with_indices", "max_pool3d_with_indices", "maximum",
+    "median", "min", "minimum", "mode", "nanmedian", "narrow", "neg", "new_empty_strided", "new_zeros", "ones",
+    "ones_like", "permute", "relu", "reshape", "select", "sgn", "sign", "slice", "sort", "split", "squeeze", "stack",
+    "t", "threshold_backward", "topk", "transpose", "unsqueeze", "view", "where", "zero_", "zeros", "zeros_like",
 })
 # fmt: on
 # In units of eps: what rounds to a last place at least, and has the size of one on average.

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from landscape.arithmetic import is_out_of_memory, strict_arithmetic
 from landscape.batches import take
 from landscape.ensemble import Stack
+from landscape.problem import LossFunction
 from landscape.user_loss import CalledLoss
 
 # Samples of the trial.
@@ -20,7 +21,10 @@ TRIED = 4
 # Right derivatives differ by rounding, in units of eps; what vmap gets wrong is off by much more.
 SAME_ULPS = 1e4
 # Modules whose stacks are tested with this package: no need to try them.
-SURE = ("torch.nn.modules.linear", "torch.nn.modules.conv", "torch.nn.modules.flatten", "landscape.models.")
+SURE = (
+    *(nn.Sequential, nn.Linear, nn.Identity, nn.Flatten, nn.Conv1d, nn.Conv2d),
+    *(nn.Tanh, nn.Sigmoid, nn.Softplus, nn.GELU, nn.SiLU, nn.ELU, nn.ReLU, nn.LeakyReLU),
+)
 
 
 def why_alone(stack: Stack, theta: Tensor) -> str:
@@ -29,9 +33,7 @@ def why_alone(stack: Stack, theta: Tensor) -> str:
 
     What works in neither way goes alone: the first use says plainly what is wrong.
     """
-    loss = stack.loss
-    ours = stack.loss_name is not None and not (isinstance(loss, CalledLoss) and (loss.recorded or loss.within))
-    if ours and all(map(_sure, stack.model.modules())):
+    if stack.loss_name is not None and is_sure(stack.model, stack.loss):
         return ""
     few, first = _of_few_samples(stack), theta[:1]
     drawn = torch.randn(stack.parameters, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
@@ -85,10 +87,14 @@ def _of_few_samples(stack: Stack) -> Stack:
     return replace(stack, batches=[(inputs[:TRIED], name)], others=others)
 
 
+def is_sure(model: nn.Module, loss: LossFunction) -> bool:
+    """Whether a network under a built-in loss is made of nothing but what this package tests everything on."""
+    as_it_is = not (isinstance(loss, CalledLoss) and (loss.recorded or loss.within))
+    return as_it_is and all(map(_sure, model.modules()))
+
+
 def _sure(module: nn.Module) -> bool:
     """Whether a module, without hooks, is one whose stacks are known."""
     if module._forward_hooks or module._forward_pre_hooks or module._backward_hooks:
         return False
-    kind = type(module)
-    activation = kind.__module__ == "torch.nn.modules.activation" and kind is not nn.MultiheadAttention
-    return kind is nn.Sequential or activation or kind.__module__.startswith(SURE)
+    return type(module) in SURE or type(module).__module__.startswith("landscape.models.")

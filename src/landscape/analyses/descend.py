@@ -25,6 +25,7 @@ from landscape.parameters import Layout
 from landscape.problem import Problem, at_point
 from landscape.results import Descended, Spent
 from landscape.settings import keyword_settings
+from landscape.spectral.trust import certifiable
 from landscape.stacking import build_stack, stack_key
 
 METHODS = ("auto", "newton", "flow", "lbfgs", "newton-krylov", "newton-mr")
@@ -179,6 +180,12 @@ def _group(
         first = objective_of(numbers[0])
         numbers = numbers if first is not None else numbers[1:]
     if first is None:
+        return
+    try:
+        told[numbers[0]] += certifiable(problems[numbers[0]], first, settings.seed)
+    except LandscapeError as error:
+        for k in numbers:
+            finished(k, error)
         return
     small = first.layout.total <= DENSE_STEPS or settings.method != "auto"
     if settings.method in STACKED and small:

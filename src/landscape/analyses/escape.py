@@ -27,6 +27,7 @@ from landscape.problem import Problem, at_point
 from landscape.result_escapes import Escaped
 from landscape.results import Spent
 from landscape.settings import keyword_settings
+from landscape.spectral.trust import certifiable
 from landscape.stacking import build_stack
 
 # Dense Hessians up to here.
@@ -110,6 +111,7 @@ def run_escape(
     full = population is None
     device = resolve_device(settings.device)
     objective, notes = build_widest(problem, settings.precision, batches=used, device=device, memory=settings.memory)
+    notes += certifiable(problem, objective, settings.seed)
     stack, theta = build_stack([problem], objective=objective, memory=settings.memory)
     half = SecondHalf()
     if settings.descend:

@@ -26,6 +26,7 @@ from landscape.problem import Problem, at_point
 from landscape.result_escapes import Widened
 from landscape.results import Spent
 from landscape.settings import keyword_settings
+from landscape.spectral.trust import certifiable
 from landscape.splitting import foretell, inner_hessians
 from landscape.stacking import build_stack
 from landscape.structure import Hidden
@@ -73,6 +74,7 @@ def run_widen(problem: Problem, settings: WidenSettings, progress: Progress | No
     require_smooth(objective.model, hidden)
     splits = _splits(objective.model, hidden, settings)
     tell("inner Hessians", 0, len(splits))
+    notes = certifiable(narrow, objective, settings.seed)
     inner = inner_hessians(objective, hidden)
     stack, theta = build_stack([narrow], objective=objective, memory=settings.memory)
     dense = dense_hessians(stack, theta)
@@ -108,7 +110,7 @@ def run_widen(problem: Problem, settings: WidenSettings, progress: Progress | No
         narrow_zero=zeros,
         offset_length=offsets.cpu().numpy(),
         old_loss=profile(stack, theta, vectors[:, :1].mT, offsets.unsqueeze(0))[0].cpu().numpy(),
-        spent=Spent(0, time.perf_counter() - start, "float64", str(objective.device), {"notes": ()}),
+        spent=Spent(0, time.perf_counter() - start, "float64", str(objective.device), {"notes": ()}, notes),
     )
 
 

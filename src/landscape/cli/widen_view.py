@@ -95,6 +95,8 @@ def print_json(shown: Shown[Widened]) -> None:
 def warn(shown: Shown[Widened]) -> None:
     """A `warning:` line where theory says nothing, or is contradicted by what was measured."""
     r, label = shown.result, shown.provenance.checkpoint
+    for note in r.spent.notes if r.spent else ():
+        print_warning(f"{label}: {note}")
     if not r.full_data:
         print_warning(f"{label}: counts and losses are for the {r.samples} samples used, not for all data")
     if r.reason:

@@ -8,6 +8,8 @@ from landscape.curvature import require_differentiable
 from landscape.diagnosis.blame import Truth, blamed, examined
 from landscape.errors import ProblemError
 from landscape.objective import Objective
+from landscape.problem import Problem
+from landscape.stackable import is_sure
 
 ROUGH = "the self-check could not confirm the products: differences are too rough (kinks, or a loss that is not smooth)"
 WRONG_SLOPE = (
@@ -60,6 +62,24 @@ def trusted(objective: Objective, operator: str, seed: int) -> tuple[Objective, 
         note = f"refused: double backward: {why}; products are taken in forward mode, which differences confirm"
         return objective.refusing({"reverse": why}), [note]
     return objective, [ROUGH] if truth.rough else []
+
+
+def certifiable(problem: Problem, objective: Objective, seed: int) -> tuple[str, ...]:
+    """That certificates may be made of double backward: `trusted`, where the network or its loss are not ones that this
+    package is tested on. What the user should know.
+
+    Raises:
+        ProblemError: as `trusted`; or forward mode alone is right.
+    """
+    if isinstance(problem.loss, str) and is_sure(objective.model, objective.loss):
+        return ()
+    held, doubts = trusted(objective, "hessian", seed)
+    if why := held.refused.get("reverse"):
+        raise ProblemError(
+            f"double backward, of which certificates are made, is wrong for this model: {why}",
+            "landscape spectrum takes its products in forward mode, which differences confirm",
+        )
+    return tuple(doubts)
 
 
 def _state(truth: Truth) -> int:
