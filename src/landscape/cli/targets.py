@@ -41,7 +41,7 @@ def expand(patterns: Sequence[str], quiet: bool = False) -> list[Path]:
                 "name the files themselves, or quote a pattern, in which ** crosses folders: 'runs/**/final.pt'",
             )
         passed = {p: what for p, what in passed.items() if p not in hits}
-        if passed and not quiet:
+        if passed and not quiet and os.environ.get("RANK", "0") == "0":  # one process of torchrun says it
             print_note(f"{pattern}: {len(hits)} checkpoint{'s' * (len(hits) > 1)}; passed over {_said(passed)}")
         found |= dict.fromkeys(hits)
     return list(found)
