@@ -411,17 +411,22 @@ def test_batch_statistics_are_refused() -> None:
         landscape.slice(Problem(model, (torch.randn(9, 4), torch.randint(2, (9,))), "cross_entropy"), points=3)
 
 
-def test_a_loss_that_runs_in_its_own_arithmetic_only() -> None:
-    weights = torch.tensor([1.0, 2.0, 3.0])  # float32, whatever the model is in
+@pytest.mark.parametrize("only", [False, True])
+def test_a_loss_in_its_own_arithmetic(only: bool) -> None:
+    """Constants in float32 come along; a kernel that is for float32 alone does not."""
+    weights = torch.tensor([1.0, 2.0, 3.0])
 
     def loss(model: nn.Module, batch: Any) -> tuple[Tensor, int]:
-        return F.cross_entropy(model(batch[0]), batch[1], weight=weights, reduction="sum"), len(batch[1])
+        z = model(batch[0])
+        if only and z.dtype != torch.float32:
+            raise RuntimeError("kernel: float32 only")
+        return F.cross_entropy(z, batch[1], weight=weights, reduction="sum"), len(batch[1])
 
     plain = network(dtype=torch.float32)
     found = landscape.slice(Problem(plain.model, [plain.data], loss), points=(3, 3))
     assert found.faults == []
     assert found.spent is not None
-    assert any("own arithmetic" in note for note in found.spent.notes)
+    assert any("own arithmetic" in note for note in found.spent.notes) == only
     assert (found.slope_tolerance < 0.1 * np.abs(found.slope).max()).all()
 
 

@@ -10,7 +10,7 @@ from zoo_checked import WAYS, checked
 from zoo_of_models import ZOO, build
 
 # The cheap ways more often; which animal meets which is fixed.
-TURNS = ("exact", "slice", "exact", "kept", "descend", "exact", "slice", "ggn", "exact", "recompute", "exact", "escape")
+TURNS = ("exact", "slice", "exact", "kept", "descend", "slice", "exact", "ggn", "exact", "slice", "recompute", "escape")
 
 
 @pytest.mark.parametrize(("name", "way"), [(name, TURNS[i % len(TURNS)]) for i, name in enumerate(ZOO)])
@@ -18,9 +18,7 @@ def test_right_or_refused_by_name(name: str, way: str) -> None:
     checked(name, way)
 
 
-@pytest.mark.parametrize(
-    ("name", "way"), [("slices assigned", "linearize"), ("diffusion", "linearize"), ("lora", "doctor")]
-)
+@pytest.mark.parametrize(("name", "way"), [("slices assigned", "linearize"), ("diffusion", "linearize")])
 def test_the_slow_ways(name: str, way: str) -> None:
     """`F.mse_loss` under `linearize` would end the process."""
     checked(name, way)

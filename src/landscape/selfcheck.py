@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from landscape.arithmetic import strict_arithmetic
+from landscape.batches import take
 from landscape.cells import CellPlan, Surface, cell_values
 from landscape.objective import Objective
 from landscape.operators import CurvatureOperator
@@ -23,6 +24,8 @@ STEPS, MORE_STEPS, UNCERTAIN = 10.0 ** -np.arange(2.0, 3.5, 0.5), 10.0 ** -np.ar
 KINKED_STEPS = 10.0 ** -np.array([2.0, 4.5, 5.25, 6.0])
 # Rounding of a loss, in units of eps max(L, …); what an error estimate may be wrong by.
 ROUNDING, SAFETY = 30.0, 10.0
+# Samples whose forward pass is looked at.
+LOOKED_AT = 8
 # Functions whose first derivative jumps: differences see that, second derivatives by autograd do not.
 KINKED = ("relu", "leaky_relu", "relu6", "prelu", "rrelu", "hardtanh", "hardswish", "hardsigmoid", "threshold", "abs")
 KINKED_STARTS = ("max_pool", "adaptive_max_pool", "clamp", "maximum", "minimum", "softshrink", "hardshrink")
@@ -69,7 +72,7 @@ def check_surface(surface: Surface, chunk: int, exact: Exact, reach: np.ndarray)
         reach: half of the range that is drawn, of each direction [A].
     """
     plan = CellPlan("in place", chunk, 1)
-    axes, kinked = len(surface.directions), has_kinks(surface.objective)
+    axes, (kinked, coarsest) = len(surface.directions), looked_at(surface.objective)
     eps = float(torch.finfo(surface.start.dtype).eps)
     measured = []
     for axis in range(axes):
@@ -90,8 +93,8 @@ def check_surface(surface: Surface, chunk: int, exact: Exact, reach: np.ndarray)
         exact.curvature,
         slope,
         curvature,
-        SAFETY * slope_error + 1e3 * eps * size,
-        np.full(axes, np.inf) if kinked else SAFETY * curvature_error + 1e3 * eps * np.abs(exact.curvature),
+        SAFETY * slope_error + 1e3 * coarsest * size,
+        np.full(axes, np.inf) if kinked else SAFETY * curvature_error + 1e3 * coarsest * np.abs(exact.curvature),
     )
 
 
@@ -137,15 +140,21 @@ def _richardson(values: np.ndarray, rounding: np.ndarray) -> tuple[float, float]
     return float(better[best]), float(error[best])
 
 
-def has_kinks(objective: Objective) -> bool:
-    """Whether the loss calls a function whose first derivative jumps."""
+def looked_at(objective: Objective) -> tuple[bool, float]:
+    """Whether the loss calls a function whose first derivative jumps, and the eps of the coarsest arithmetic in which
+    something on its way from θ is computed (a cast inside a network, a constant in float32)."""
     seen: set[str] = set()
+    coarsest = [float(torch.finfo(objective.dtype).eps)]
 
     class Noting(TorchFunctionMode):
         def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
             seen.add(getattr(func, "__name__", "").rstrip("_"))
-            return func(*args, **(kwargs or {}))
+            result = func(*args, **(kwargs or {}))
+            if isinstance(result, Tensor) and result.is_floating_point() and result.requires_grad:
+                coarsest.append(float(torch.finfo(result.dtype).eps))
+            return result
 
-    with strict_arithmetic(), torch.no_grad(), Noting():
-        objective.batch_sum(objective.batches[0])
-    return any(name in KINKED or name.startswith(KINKED_STARTS) for name in seen)
+    batch = objective.batches[0]
+    with strict_arithmetic(), Noting():
+        objective.batch_sum(take(batch, slice(0, LOOKED_AT)) if objective.cuttable else batch)
+    return any(name in KINKED or name.startswith(KINKED_STARTS) for name in seen), max(coarsest)
