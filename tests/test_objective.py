@@ -209,3 +209,18 @@ def test_counts_that_are_sums_of_weights_are_not_rounded(seed: int) -> None:
         assert abs(count - exact) <= 1e-14 * exact, f"seed {seed}, {dtype}: {count} for {exact}"
     found = spectrum(problem, exact=True, top=1, bottom=1)
     assert abs(found.top_value[0] - largest) <= found.top_residual[0] + 1e-15 * largest, f"seed {seed}"
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_the_loss_of_a_spectrum_has_no_rounding_of_float32(seed: int) -> None:
+    """Where outputs and targets are large and close, a squared error in float32 is mostly rounding."""
+    torch.manual_seed(seed)
+    model = nn.Linear(3, 1)
+    with torch.no_grad():
+        model.bias += 10.0 ** (2 + seed % 2)
+    x = torch.randn(40, 3)
+    y = model(x).detach() + 0.01 * torch.randn(40, 1)
+    wide = model.weight.detach().double(), model.bias.detach().double()
+    exact = float((nn.functional.linear(x.double(), *wide) - y.double()).square().mean())
+    found = spectrum(Problem(model, [(x[:13], y[:13]), (x[13:], y[13:])], "mse"), top=1, bottom=1, density=False)
+    assert found.loss == pytest.approx(exact, rel=1e-12), f"seed {seed}"

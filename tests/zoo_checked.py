@@ -150,10 +150,6 @@ WAYS: dict[str, Callable[[Animal], None]] = {
 # (way, pattern of names) -> words of a refusal that is right there alone.
 PARTLY: dict[tuple[str, str], str] = {
     ("ggn", "pinn|gradient penalty|variational|flow|gaussian"): "no function of what the model returns|does not call",
-    # `spectrum` refuses such a way by itself; that it is right is seen there.
-    ("doctor", ""): "of the ways to take a product some are wrong",
-    # Its products are as good as float32, in which it computes.
-    ("doctor", "float32|autocast"): "differs from|is not 2Hu|contradicts",
 }
 
 

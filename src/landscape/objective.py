@@ -39,6 +39,8 @@ from landscape.user_loss import eager, plain, with_changes
 CHECKED = 256
 # Samples whose graph is looked at.
 FEWEST = 8
+# Losses in two arithmetics that differ by no more than this are the same loss, rounded.
+ALIKE = 1e-2
 # Two evaluations of one loss in one arithmetic differ by less, in units of eps.
 SAME_LOSS = 1e3
 
@@ -123,6 +125,27 @@ class Objective:
             for batch in self.batches:
                 in_portions(lambda b: totals.append(float(self.batch_sum(b)[0].double())), batch, self.cuttable)
         return _finite(self.ranks.total(sum(totals)) / self.count + self.penalty())
+
+    def value_in_float64(self, rounded: float) -> float:
+        """L(θ) over all data in float64, batch by batch, where the model runs in it; else the value `rounded` that is
+        known, also where the two have nothing to do with each other (code that asks for a dtype)."""
+        if self.dtype == torch.float64:
+            return rounded
+        model, totals, works = moved_model(self.model, self.device, torch.float64), list[float](), 1
+        loss = self.strict_loss or self.loss
+
+        def add(batch: Batch) -> None:
+            totals.append(float(loss(model, move(batch, self.device, torch.float64))[0].double()))
+
+        try:
+            with strict_arithmetic(), torch.no_grad():
+                for batch in self.batches:
+                    in_portions(add, batch, self.cuttable)
+        except Exception:  # of the user's code, or no memory
+            works = 0
+        found = self.ranks.total(sum(totals)) / self.count + self.penalty()
+        agrees = works and abs(found - rounded) <= ALIKE * max(abs(found), abs(rounded))
+        return found if self.ranks.smallest(int(bool(agrees))) else rounded
 
     def value_and_gradient(self) -> tuple[float, Tensor]:
         """L(θ) and ∇L(θ) [n] with respect to the selected parameters, over all data."""

@@ -73,9 +73,9 @@ class LastPlaces(TorchDispatchMode):  # type: ignore[no-untyped-call,unused-igno
 
     def _signed_eps(self, like: Tensor) -> Tensor:
         generator, eps = self._generator(like.device), torch.finfo(like.dtype).eps
-        signs = torch.empty(like.shape, dtype=like.dtype, device=like.device)
-        signs.bernoulli_(0.5, generator=generator).sub_(0.5).mul_(2 * eps)
-        return signs.mul_(torch.empty_like(signs).uniform_(LEAST, MOST, generator=generator))
+        drawn = torch.empty(like.shape, dtype=like.dtype, device=like.device)
+        drawn.uniform_((LEAST - MOST) * eps, (MOST - LEAST) * eps, generator=generator)
+        return drawn.add_(drawn.sign(), alpha=LEAST * eps)
 
     def _generator(self, device: torch.device) -> torch.Generator:
         if device not in self._generators:

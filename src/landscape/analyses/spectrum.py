@@ -77,6 +77,7 @@ def run_spectrum(
     try:
         objective, population = _objective(problem, settings, ranks)
         loss, gradient = objective.value_and_gradient()
+        loss = objective.value_in_float64(loss)
         objective, doubts = trusted(objective, settings.operator, settings.seed)
         doubts += [*_rounded(problem, objective), *_statistics(objective)]
         found, products, plan, dtype = _solve(objective, settings, tell, gradient)
