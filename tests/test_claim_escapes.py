@@ -378,7 +378,7 @@ def test_tickets_are_trained_as_their_networks_and_say_whether_they_finished(opt
 
 @pytest.mark.slow
 def test_check_decides_prints_and_repeats(tmp_path: Path) -> None:
-    (tmp_path / "sweep.toml").write_text(SWEEP)
+    (tmp_path / "sweep.toml").write_text(SWEEP.replace('seed = "0..5"', 'seed = "0..1"'))
     assert run("train", "sweep.toml", "--out", "runs", cwd=tmp_path).returncode == 0
     signs_of_a_sweep(tmp_path / "runs")
     only = ("check", "runs", "--claim", "escape-dimensions", "-o", "out")
@@ -386,8 +386,8 @@ def test_check_decides_prints_and_repeats(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     report = json.loads(done.stdout)
     assert report["claim"] == "escape-dimensions"
-    assert report["verdict"] == "undetermined"  # six seeds decide nothing
-    assert report["runs"] == 12
+    assert report["verdict"] == "undetermined"  # two seeds decide nothing
+    assert report["runs"] == 4
     assert all(p["n"] < 20 or not p["evidence"] for p in report["parts"])
     again = run(*only, "--json", cwd=tmp_path)
     assert json.loads(again.stdout) == report

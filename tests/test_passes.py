@@ -92,7 +92,8 @@ class Wide(nn.Module):
         self.register_buffer("grid", torch.linspace(-1, 1, 40000))
 
     def forward(self, x):
-        return ((self.a * x + self.grid).tanh() * self.b).sin().mean(1, keepdim=True)
+        h = self.a * x + self.grid
+        return (h * h * self.b + h).mean(1, keepdim=True)
 
 torch.set_num_threads(1)
 torch.manual_seed(0)
