@@ -92,7 +92,11 @@ def verdict_at(corner: Callable[[Tensor], Tensor], sign: int, away: float) -> tu
     x = torch.ones(3, 1, dtype=torch.float64)
     problem = Problem(Point(loss), [(x, x)], lambda model, batch: (model(batch[0]).sum(), len(batch[0])))
     sides = [float(loss(torch.tensor([h, 0.0], dtype=torch.float64)) - loss(torch.zeros(2))) for h in (1e-6, -1e-6)]
-    return landscape.escape(problem, certify_only=True).point_verdict, sides[0] / 1e-6, sides[1] / 1e-6
+    try:
+        verdict = landscape.escape(problem, certify_only=True).point_verdict
+    except ProblemError:  # of equal numbers autograd takes one, whose slope need not be that of the loss
+        verdict = "refused"
+    return verdict, sides[0] / 1e-6, sides[1] / 1e-6
 
 
 @pytest.mark.parametrize("name", CHOICES)
