@@ -268,7 +268,10 @@ def draw(seed: int, index: int) -> Drawn:
     for _ in range(1000):
         with torch.random.fork_rng():
             torch.manual_seed(int(rng.integers(2**31)))
-            found = _attempt(rng)
+            try:
+                found = _attempt(rng)
+            except ValueError:  # a normalisation over one number, of the only sample of a batch
+                continue
         if found is not None:
             kinds, problem, settings = found
             return Drawn(seed, index, kinds, problem, settings)
