@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import json
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -30,7 +29,6 @@ from landscape.problem import Problem
 from landscape.protocols.tickets import matches, redraw_others, tickets_of, train_alone
 from landscape.result_checks import checked
 from landscape.results import Spent
-from landscape.store import list_groups
 from landscape.structure import Hidden, hidden_layers
 from landscape.widening import narrowed, with_neurons
 
@@ -377,39 +375,10 @@ def test_tickets_are_trained_as_their_networks_and_say_whether_they_finished(opt
 
 
 @pytest.mark.slow
-def test_check_decides_prints_and_repeats(tmp_path: Path) -> None:
+def test_signs_of_a_trained_sweep(tmp_path: Path) -> None:
     (tmp_path / "sweep.toml").write_text(SWEEP.replace('seed = "0..5"', 'seed = "0..1"'))
     assert run("train", "sweep.toml", "--out", "runs", cwd=tmp_path).returncode == 0
     signs_of_a_sweep(tmp_path / "runs")
-    only = ("check", "runs", "--claim", "escape-dimensions", "-o", "out")
-    done = run(*only, "--json", cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
-    report = json.loads(done.stdout)
-    assert report["claim"] == "escape-dimensions"
-    assert report["verdict"] == "undetermined"  # two seeds decide nothing
-    assert report["runs"] == 4
-    assert all(p["n"] < 20 or not p["evidence"] for p in report["parts"])
-    again = run(*only, "--json", cwd=tmp_path)
-    assert json.loads(again.stdout) == report
-    assert "done already" in again.stderr
-    assert list_groups(tmp_path / report["result"]) == ["check"]
-    table = run(*only, cwd=tmp_path).stdout
-    assert max(map(len, table.splitlines())) <= 80 or "What is undetermined" in table
-    assert run("plot", report["result"], cwd=tmp_path).returncode == 0
-    torch.save((torch.zeros(4, 2), torch.zeros(4, 1)), tmp_path / "other.pt")
-    other = run(*only, "--data", "other.pt", "--force", cwd=tmp_path)
-    assert other.returncode == 2
-    assert "names its own data" in other.stderr
-    for final in sorted(tmp_path.glob("runs/width=2/*/final.pt")):
-        final.unlink()
-    refused = run(*only, "--json", cwd=tmp_path)
-    assert refused.returncode == 5
-    assert "--force" in refused.stderr
-    few = next(tmp_path.glob("runs/width=2/*"))  # its start is still there, and has no certificate
-    changed = run("check", str(few), *only[2:], "--json", "--force", cwd=tmp_path)
-    assert changed.returncode == 0, changed.stderr
-    assert json.loads(changed.stdout)["runs"] == 1
-    assert any("no certificate" in e["reason"] for e in json.loads(changed.stdout)["excluded"])
 
 
 @pytest.mark.parametrize(

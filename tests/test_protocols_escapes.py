@@ -33,7 +33,7 @@ from landscape.protocols.first_order import FirstOrder, first_order
 from landscape.protocols.splits import SHARES, split_minima
 from landscape.protocols.tickets import train_alone
 from landscape.stacking import build_stack
-from landscape.store import read_result
+from landscape.store import list_groups, read_result
 from test_certificate import fixture_problem
 from test_claim_escapes import SWEEP
 
@@ -161,6 +161,37 @@ def test_workers_find_what_one_process_finds(swept: Path, alone: subprocess.Comp
     assert sorted(p.name for p in (swept / "three").iterdir() if "pieces" in p.name) == []
     result = read_result(swept / "three" / "escape-dimensions.check.h5", "check")
     assert result.provenance.settings["budget"]["tickets"] == escape_dimensions.SCALES["small"].tickets
+
+
+def test_check_decides_prints_and_repeats(swept: Path, alone: subprocess.CompletedProcess[str], tmp_path: Path) -> None:
+    report = json.loads(alone.stdout)
+    assert report["claim"] == "escape-dimensions"
+    assert report["verdict"] == "undetermined"  # six seeds decide nothing
+    assert report["runs"] == 24
+    for name in ("runs", "adam", "one"):
+        shutil.copytree(swept / name, tmp_path / name)
+    only = (*CHECK[:-1], "-o", "one")
+    again = run(*only, "--json", cwd=tmp_path)
+    assert json.loads(again.stdout) == report
+    assert "done already" in again.stderr
+    assert list_groups(tmp_path / report["result"]) == ["check"]
+    table = run(*only, cwd=tmp_path).stdout
+    assert max(map(len, table.splitlines())) <= 80 or "What is undetermined" in table
+    assert run("plot", report["result"], cwd=tmp_path).returncode == 0
+    torch.save((torch.zeros(4, 2), torch.zeros(4, 1)), tmp_path / "other.pt")
+    other = run(*only, "--data", "other.pt", "--force", cwd=tmp_path)
+    assert other.returncode == 2
+    assert "names its own data" in other.stderr
+    for final in sorted(tmp_path.glob("runs/width=2/*/final.pt")):
+        final.unlink()
+    refused = run(*only, "--json", cwd=tmp_path)
+    assert refused.returncode == 5
+    assert "--force" in refused.stderr
+    few = next(tmp_path.glob("runs/width=2/*"))  # its start is still there, and has no certificate
+    changed = run("check", str(few), *only[3:], "--json", "--force", cwd=tmp_path)
+    assert changed.returncode == 0, changed.stderr
+    assert json.loads(changed.stdout)["runs"] == 1
+    assert any("no certificate" in e["reason"] for e in json.loads(changed.stdout)["excluded"])
 
 
 def test_killed_at_any_time_and_repeated_it_says_the_same(swept: Path, alone: subprocess.CompletedProcess[str]) -> None:
