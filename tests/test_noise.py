@@ -262,3 +262,33 @@ def test_other_last_places_change_derivatives_by_rounding_only(name: str) -> Non
             found = product(drawn_at)
         gap = float((found - truth).norm())
         assert gap <= 1e-12 * float(truth.norm()), f"{name}, seed {seed}: {gap}"
+
+
+class Rounding(nn.Module):
+    """Rounds to float32 on its way, whatever it is given; or does not, for the truth."""
+
+    rounds = True
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.float().to(x.dtype) if Rounding.rounds else x
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_a_comparison_that_rounds_inside_as_the_job_does_shows_nothing(
+    seed: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    torch.manual_seed(seed)
+    width = 3 + seed % 2
+    body = nn.Sequential(nn.Linear(2, width), Rounding(), nn.Tanh(), Rounding(), nn.Linear(width, 1))
+    x = 3 * torch.randn(60, 2)
+    y = 1e3 + torch.randn(60, 1)
+    with torch.no_grad():
+        body[-1].bias += 1e3
+    problem = Problem(nn.Sequential(body, Rounding()), (x, y), "mse")
+    objective = build_objective(problem)
+    noise = product_error(objective, "hessian", seed)
+    monkeypatch.setattr(Rounding, "rounds", False)
+    wide = CurvatureOperator(objective.in_dtype(torch.float64))
+    truth = wide(torch.eye(wide.n, dtype=torch.float64))
+    monkeypatch.setattr(Rounding, "rounds", True)
+    assert off(objective, truth) <= noise, f"seed {seed}"
