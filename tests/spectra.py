@@ -67,6 +67,8 @@ def spectrum_of(known: np.ndarray, k: int = 5, **overrides: Any) -> Spectrum:
         "bottom_residual": np.full(k, 1e-12),
         "top_converged": np.ones(k, dtype=bool),
         "bottom_converged": np.ones(k, dtype=bool),
+        "top_complete": np.ones(k, dtype=bool),
+        "bottom_complete": np.ones(k, dtype=bool),
         "deflated": np.ones(k, dtype=bool),
         "deflated_bottom": np.ones(k, dtype=bool),
         "trace": e.sum(),

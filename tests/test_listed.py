@@ -9,7 +9,7 @@ import torch
 from landscape import spectrum
 from landscape.linalg.quadrature import tridiagonalise
 from landscape.spectral.extremes import Pairs, missed
-from landscape.spectral.listed import rank_notes, reach_of
+from landscape.spectral.listed import complete_ranks, reach_of
 from planted import planted_matvec, planted_vectors
 from surfaces import quadratic, surface
 
@@ -41,9 +41,9 @@ def test_a_missing_eigenvalue_is_seen_or_its_rank_is_said_to_be_open(seed: int) 
     )
     none = pairs(np.zeros(0), vectors[:, :0])
     seen = missed(none, bottom, float(nodes.min()), float(nodes.max()))[1]
-    notes = rank_notes(none, bottom, reach)
-    open_from = int(notes[0].split("rank ")[1].split()[0]) - 1 if notes else len(listed)
-    assert seen or open_from <= gone, (seed, steps, gone, notes)
+    _, complete, notes = complete_ranks(none, bottom, reach)
+    assert seen or complete.sum() <= gone, (seed, steps, gone, notes)
+    assert bool(notes) == (not complete.all())
 
 
 def test_separate_ends_need_no_note_and_dense_ones_get_one() -> None:
@@ -54,3 +54,4 @@ def test_separate_ends_need_no_note_and_dense_ones_get_one() -> None:
         found = spectrum(problem, exact=False, top=2, bottom=2, probes=3, steps=12)
         assert found.spent is not None
         assert sum("the list may lack one" in note for note in found.spent.notes) == expected
+        assert [bool(c.all()) for c in (found.top_complete, found.bottom_complete)] == [not expected] * 2

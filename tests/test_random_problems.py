@@ -161,8 +161,8 @@ def lies(r: Spectrum, truth: Truth) -> dict[str, dict[str, Any]]:
     return {
         "top residual": {"top_value": r.top_value + far},
         "bottom residual": {"bottom_value": r.bottom_value - far},
-        "top ranks": {"top_value": truth.eigenvalues[::-1][1:3].copy(), "top_converged": np.ones(2, bool)},
-        "bottom ranks": {"bottom_value": truth.eigenvalues[1:3].copy(), "bottom_converged": np.ones(2, bool)},
+        "top ranks": {"top_value": truth.eigenvalues[::-1][1:3].copy(), "top_complete": np.ones(2, bool)},
+        "bottom ranks": {"bottom_value": truth.eigenvalues[1:3].copy(), "bottom_complete": np.ones(2, bool)},
         "trace": {"trace_low": r.trace_high + far, "trace_high": r.trace_high + 2 * far},
         "count, low end": {"negative_count_low": every + 1},
         "count, high end, floor 1": {"negative_count_high": 0 * every},

@@ -192,6 +192,12 @@ class Spectrum(Result):
     bottom_value: np.ndarray = field_of("smallest eigenvalues, ascending", "bottom", units=CURVATURE)
     bottom_residual: np.ndarray = field_of("distance within which a true eigenvalue lies", "bottom", units=CURVATURE)
     bottom_converged: np.ndarray = field_of("residual <= max(rtol |value|, tau)", "bottom")
+    top_complete: np.ndarray | None = field_of(
+        "True: up to this rank no larger eigenvalue is missing from the list (99.9 %)", "top", optional=True
+    )
+    bottom_complete: np.ndarray | None = field_of(
+        "True: up to this rank no smaller eigenvalue is missing from the list (99.9 %)", "bottom", optional=True
+    )
 
     trace: float = field_of("trace of the operator", units=CURVATURE)
     trace_low: float = field_of("lower end of the trace's interval", units=CURVATURE)

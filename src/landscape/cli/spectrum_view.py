@@ -46,8 +46,8 @@ def spectrum_json(shown: Shown) -> dict[str, Any]:
         "operator": r.operator,
         "loss": r.loss,
         "gradient_norm": r.gradient_norm,
-        "top": _pairs(r.top_value, r.top_residual, r.top_converged),
-        "bottom": _pairs(r.bottom_value, r.bottom_residual, r.bottom_converged),
+        "top": _pairs(r.top_value, r.top_residual, r.top_converged, r.top_complete),
+        "bottom": _pairs(r.bottom_value, r.bottom_residual, r.bottom_converged, r.bottom_complete),
         "trace": {"value": r.trace, "low": r.trace_low, "high": r.trace_high},
         "negative": {
             **by_tau[0],
@@ -74,9 +74,13 @@ def spectrum_json(shown: Shown) -> dict[str, Any]:
     return cleaned
 
 
-def _pairs(values: np.ndarray, residuals: np.ndarray, converged: np.ndarray) -> list[dict[str, Any]]:
-    rows = zip(values, residuals, converged, strict=True)
-    return [{"value": float(v), "residual": float(r), "converged": bool(c)} for v, r, c in rows]
+def _pairs(
+    values: np.ndarray, residuals: np.ndarray, converged: np.ndarray, complete: np.ndarray | None
+) -> list[dict[str, Any]]:
+    """`complete` is null of results that do not say it."""
+    said = [None] * len(values) if complete is None else [bool(c) for c in complete]
+    rows = zip(values, residuals, converged, said, strict=True)
+    return [{"value": float(v), "residual": float(r), "converged": bool(c), "complete": s} for v, r, c, s in rows]
 
 
 def _negative(r: Spectrum, i: int) -> dict[str, Any]:

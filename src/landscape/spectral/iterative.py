@@ -29,7 +29,7 @@ from landscape.spectral.extremes import (
     second_look,
     top_of,
 )
-from landscape.spectral.listed import BLIND, rank_notes, reach_of
+from landscape.spectral.listed import BLIND, complete_ranks, reach_of
 from landscape.spectral.negative import Known, negative_bracketed
 from landscape.spectral.noise import product_error
 from landscape.spectral.probing import FEWEST_PROBES, Probing, probe, trace_interval
@@ -91,14 +91,17 @@ def iterative_fields(
     known = _known(found, bottom, taken or (), operator.n)
     found = replace(found, project=_no_basis)  # frees the Krylov basis
     del deflated, taken
-    top, bottom, more = _second_look(operator, found, top, bottom, probing, for_extremes, common)
+    top, bottom, listed, more = _second_look(operator, found, top, bottom, probing, for_extremes, common)
     notes += more
     basis = {
         "krylov_rows": room.max_basis if found.restarts else found.basis_size,
         "krylov_width": width,
         "restarts": found.restarts,
     }
-    return _fields(settings, operator, found, (top, bottom), probing, known, trace, noise), notes, basis
+    fields = _fields(settings, operator, found, (top, bottom), probing, known, trace, noise)
+    for end, sure in zip(("top", "bottom"), listed, strict=True):
+        fields[f"{end}_complete"] = sure[: len(fields[f"{end}_value"])]
+    return fields, notes, basis
 
 
 @dataclass(frozen=True)
@@ -169,10 +172,11 @@ def _second_look(
     probing: Probing,
     budget: int,
     common: dict[str, Any],
-) -> tuple[Pairs, Pairs, list[str]]:
-    """Copies of multiple eigenvalues, which one Krylov space cannot show; the probes have looked already."""
+) -> tuple[Pairs, Pairs, tuple[np.ndarray, np.ndarray], list[str]]:
+    """Copies of multiple eigenvalues, which one Krylov space cannot show; the probes have looked already. With them,
+    which ranks of either list are complete, and notes."""
     if found.exhausted:
-        return top, bottom, []
+        return top, bottom, (np.ones(len(top.value), bool), np.ones(len(bottom.value), bool)), []
     left = budget - found.products
     seen = probing.seen
     reach = BLIND if probing.tridiagonals is None else reach_of(probing.tridiagonals)
@@ -180,12 +184,12 @@ def _second_look(
         seen, reach, spent = second_look(operator, top, bottom, min(SECOND_LOOK, left), **common)
         left -= spent
     top, bottom, copies, settled = complete(operator, top, bottom, seen, left, **common)
-    notes = rank_notes(top, bottom, reach)
+    *listed, notes = complete_ranks(top, bottom, reach)
     if copies:
         notes.append(f"{copies} further copies of multiple eigenvalues were found from fresh random starts")
     if not settled:
         notes.append("copies of multiple eigenvalues may be missing: raise --max-products")
-    return top, bottom, notes
+    return top, bottom, (listed[0], listed[1]), notes
 
 
 def _fields(

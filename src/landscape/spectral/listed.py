@@ -32,16 +32,16 @@ def reach_of(probes: Tridiagonals) -> Reach:
     return low[0] - low[1], high[0] + high[1]
 
 
-def rank_notes(top: Pairs, bottom: Pairs, reach: Reach) -> list[str]:
-    """A sentence for each end at which an eigenvalue that is not listed may lie between those that are."""
-    notes = []
+def complete_ranks(top: Pairs, bottom: Pairs, reach: Reach) -> tuple[np.ndarray, np.ndarray, list[str]]:
+    """Of each end, whether every eigenvalue before a rank is listed (bool [k]); and a sentence where not all are."""
+    found, notes = [], []
     for name, pairs, sign, edge in (("largest", top, -1.0, reach[1]), ("smallest", bottom, 1.0, reach[0])):
-        if not len(pairs.value):
-            continue
-        sure = int((sign * pairs.value + pairs.residual < sign * edge).sum())
+        apart = sign * pairs.value + pairs.residual < sign * edge
+        found.append(np.logical_and.accumulate(apart) if len(apart) else apart)
+        sure = int(found[-1].sum())
         if sure < len(pairs.value):
             notes.append(
                 f"{name} eigenvalues: from rank {sure + 1} on the list may lack one (only beyond {edge:.4g} was every "
                 "one seen): more --steps look closer"
             )
-    return notes
+    return found[0], found[1], notes
