@@ -224,3 +224,40 @@ def test_the_loss_of_a_spectrum_has_no_rounding_of_float32(seed: int) -> None:
     exact = float((nn.functional.linear(x.double(), *wide) - y.double()).square().mean())
     found = spectrum(Problem(model, [(x[:13], y[:13]), (x[13:], y[13:])], "mse"), top=1, bottom=1, density=False)
     assert found.loss == pytest.approx(exact, rel=1e-12), f"seed {seed}"
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_nor_where_nothing_but_rounding_is_left(seed: int) -> None:
+    """An interpolating network far from 0: the squared error in float32 is many times what it is."""
+    torch.manual_seed(seed)
+    model = nn.Linear(3, 1)
+    with torch.no_grad():
+        model.bias += 10.0 ** (6 + seed % 2)
+    x = torch.randn(40, 3)
+    wide = nn.functional.linear(x.double(), *(p.detach().double() for p in model.parameters()))
+    y = wide.float()  # what is left is this rounding, and float32 makes another one of it
+    exact = float((wide - y.double()).square().mean())
+    found = spectrum(Problem(model, (x, y), "mse"), top=1, bottom=1, density=False)
+    assert found.loss == pytest.approx(exact, rel=1e-9), f"seed {seed}"
+
+
+@pytest.mark.parametrize("params", [("0.bias",), ("2.*",), ("*.weight",), ()])
+def test_a_penalty_on_what_is_trained_does_not_depend_on_the_selection(params: tuple[str, ...]) -> None:
+    """Many losses regularise "what requires gradients": of a selection of parameters, the loss stays what it was."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 1)).double()
+    model[2].bias.requires_grad_(False)
+    x, y = torch.randn(30, 3).double(), torch.randn(30, 1).double()
+
+    def loss(model: nn.Module, batch: tuple[Tensor, Tensor]) -> tuple[Tensor, int]:
+        x, y = batch
+        penalty = sum(p.pow(4).sum() for p in model.parameters() if p.requires_grad)
+        return (model(x) - y).square().sum() + len(x) * penalty, len(x)
+
+    true = float(loss(model, (x, y))[0].detach()) / 30
+    objective = build_objective(Problem(model, (x, y), loss), params=params)
+    assert objective.value() == pytest.approx(true, rel=1e-12)
+    one = objective.with_parameters(objective.names[:1])
+    assert one.value() == pytest.approx(true, rel=1e-12)
+    assert one.in_dtype(torch.float32).value() == pytest.approx(true, rel=1e-5)
+    assert one.value_and_gradient()[1].shape == (one.layout.total,)

@@ -33,6 +33,7 @@ from landscape.parameters import Layout, layout_of, select, trainable
 from landscape.passes import samples_at_once
 from landscape.problem import Batch, LossFunction, Problem
 from landscape.ranks import ALONE, Ranks
+from landscape.rounding import LastPlaces
 from landscape.user_loss import eager, plain, with_changes
 
 # Samples on which two evaluations are compared.
@@ -41,6 +42,8 @@ CHECKED = 256
 FEWEST = 8
 # Losses in two arithmetics that differ by no more than this are the same loss, rounded.
 ALIKE = 1e-2
+# Or by no more than this, in units of what the last places of all results move it.
+ROUNDED = 10.0
 # Two evaluations of one loss in one arithmetic differ by less, in units of eps.
 SAME_LOSS = 1e3
 
@@ -144,8 +147,21 @@ class Objective:
         except Exception:  # of the user's code, or no memory
             works = 0
         found = self.ranks.total(sum(totals)) / self.count + self.penalty()
-        agrees = works and abs(found - rounded) <= ALIKE * max(abs(found), abs(rounded))
+        apart = abs(found - rounded)
+        agrees = works and (apart <= ALIKE * max(abs(found), abs(rounded)) or apart <= ROUNDED * self._rounding())
         return found if self.ranks.smallest(int(bool(agrees))) else rounded
+
+    def _rounding(self) -> float:
+        """How far the loss over this process's data moves where all results on the way are off by a last place."""
+        alone, moved = self._replace(ranks=ALONE), 0.0
+        try:
+            for seed in range(2):
+                with LastPlaces(seed):
+                    repeated = alone.value()
+                moved = max(moved, abs(repeated - alone.value()))
+        except Exception:  # `torch.func` inside, NaN
+            return 0.0
+        return moved
 
     def value_and_gradient(self) -> tuple[float, Tensor]:
         """L(θ) and ∇L(θ) [n] with respect to the selected parameters, over all data."""
@@ -206,7 +222,8 @@ class Objective:
     def with_parameters(self, names: Sequence[str]) -> Objective:
         """The same objective as a function of fewer parameters, on a copy of the model."""
         model = copied(self.model)
-        return self._replace(model=model, names=tuple(names), layout=_require(model, names))
+        layout = _require(model, names, self.loss, self.batches, self.cuttable)
+        return self._replace(model=model, names=tuple(names), layout=layout)
 
     def in_dtype(self, dtype: torch.dtype, batches: list[Batch] | None = None) -> Objective:
         """The same objective (over `batches`, if given) in another arithmetic, on a copy of the model.
@@ -215,7 +232,6 @@ class Objective:
             NarrowError: the model or loss does not run in it. ProblemError: the copy has another loss.
         """
         model, loss = moved_model(self.model, self.device, dtype), self.loss
-        layout = _require(model, self.names)
         if dtype != self.dtype and self.batches:
             first = self.batches[0]
             first = take(first, slice(0, FEWEST)) if self.cuttable else first
@@ -224,7 +240,7 @@ class Objective:
             _compare((self.loss, loss), self.model, model, first, there)
         data = [move(b, self.device, dtype) for b in (self.batches if batches is None else batches)]
         count = self.count if batches is None else _total_count(model, loss, data, self.ranks, self.cuttable)
-        return self._replace(model=model, loss=loss, layout=layout, batches=data, count=count)
+        return self._replace(model=model, loss=loss, batches=data, count=count)
 
     def _replace(self, **changes: Any) -> Objective:
         fields = {f: getattr(self, f) for f in self.__dataclass_fields__}
@@ -301,11 +317,11 @@ def build_objective(
         take_batch_statistics(model) if problem.batchnorm == "batch" else refuse_batch_statistics(model)
         names = tuple(trainable(model))
         chosen = select(names, params) if params else names
-        layout = _require(model, chosen)
-        refuse_complex(layout.names, model)
-        _refuse_scaled(model)
+        refuse_complex(chosen, model)
         everything = read_batches(problem) if batches is None else batches
         moved = [move(b, device, dtype) for b in ranks.shard(everything, problem.per_sample)]
+        layout = _require(model, chosen, loss, moved, problem.per_sample)
+        _refuse_scaled(model)
         given = ranks.shard(everything, problem.per_sample)[0]
         loss = _as_it_runs(problem, model, loss, given, moved[0])
         at_once = samples_at_once(model, loss, moved, memory) if problem.per_sample else None
@@ -477,13 +493,32 @@ def _refuse_scaled(model: nn.Module) -> None:
             raise ProblemError(f"{name!r}: {SCALED[0]}", SCALED[1])
 
 
-def _require(model: nn.Module, names: Sequence[str]) -> Layout:
-    """Make exactly the named parameters require gradients; their layout."""
-    wanted = set(names)
-    for name, parameter in model.named_parameters():
-        parameter.requires_grad_(name in wanted)
-    named = dict(model.named_parameters())
-    return layout_of({n: named[n] for n in names})
+def _require(
+    model: nn.Module, names: Sequence[str], loss: LossFunction, batches: Sequence[Batch], cuttable: bool
+) -> Layout:
+    """Make the named parameters require gradients; their layout. The others cease to, which saves their graph, unless
+    the loss looks at that: a penalty on all that is trained."""
+    named, before = dict(model.named_parameters()), trainable(model)
+    layout = layout_of({n: named[n] for n in names})
+    if set(names) == set(before):
+        return layout
+    sums: list[float] = []
+
+    def note() -> None:
+        few = take(batches[0], slice(0, FEWEST)) if cuttable else batches[0]
+        with torch.no_grad(), suppress(ProblemError, NotImplementedError):  # said where the loss is evaluated in full
+            in_portions(lambda part: sums.append(float(_evaluate(model, loss, part)[0])), few, cuttable)
+
+    note()
+    for name, parameter in named.items():
+        parameter.requires_grad_(name in names)
+    whole = sum(sums)
+    note()
+    eps = torch.finfo(_real_dtype(model)).eps
+    if abs(sum(sums) - 2 * whole) > SAME_LOSS * eps * abs(whole):
+        for parameter in before.values():
+            parameter.requires_grad_()
+    return layout
 
 
 def _evaluate(model: nn.Module, loss: LossFunction, batch: Batch) -> tuple[Tensor, float]:
