@@ -17,8 +17,9 @@ from landscape.objective import Objective, build_objective
 from landscape.operators import CurvatureOperator
 from landscape.rounding import LastPlaces
 from landscape.spectral.noise import product_error
+from random_losses import pairwise
 
-KINDS = ("plain", "heavy", "trend", "sorted", "zeros", "ignored", "decay")
+KINDS = ("plain", "heavy", "trend", "sorted", "zeros", "ignored", "decay", "pairs")
 
 
 def drawn(kind: str, seed: int) -> Problem:
@@ -39,6 +40,11 @@ def drawn(kind: str, seed: int) -> Problem:
         if kind == "decay":  # beside which the loss is nothing
             x, y = 1e-4 * x[:50], 1e-4 * torch.randn(50, 1)
             return Problem(nn.Linear(inputs, 1), (x, y), "mse", weight_decay=rng.uniform(0.1, 1))
+        if kind == "pairs":  # eigenvalues ±λ, whose errors cancel in a mixture of both; differences of outputs
+            body = nn.Sequential(
+                nn.Linear(inputs, width), rng.choice([nn.LeakyReLU, nn.Identity])(), nn.Linear(width, 1)
+            )
+            return Problem(body, (0.01 * x[:12], torch.randn(12, 1)), pairwise)
         activation = rng.choice([nn.Tanh, nn.Softplus, nn.GELU])
         model = nn.Sequential(nn.Linear(inputs, width), activation(), nn.Linear(width, classes))
         if kind != "ignored" and rng.random() < 0.5:
@@ -63,7 +69,7 @@ def test_the_error_of_float32_products_is_covered(kind: str, block: int) -> None
         truth = wide(torch.eye(wide.n, dtype=torch.float64))
         claimed = product_error(objective, "hessian", seed, CurvatureOperator(objective).plan.chunk)
         assert off(objective, (truth + truth.T) / 2) <= claimed, f"{kind}, seed {seed}"
-        assert claimed <= 1e-4 * float(truth.norm()), f"{kind}, seed {seed}"
+        assert claimed <= (1e-2 if kind == "pairs" else 1e-4) * float(truth.norm()), f"{kind}, seed {seed}"
 
 
 class Raised(nn.Module):

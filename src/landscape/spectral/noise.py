@@ -31,6 +31,8 @@ LARGEST, DRAWN = 2, 4
 TURNS = 2
 # The error of most arithmetic is nearly a linear map of the vector, whose largest direction is chased, while it grows.
 CHASES = 4
+# Vectors up to so long have so many neighbours, off by so much, whose errors are measured beside theirs.
+SHORT, NEIGHBOURS, NEAR = 2_000, 6, 1e-3
 # Vectors differ among themselves; four times the largest error seen covers them (tests/test_noise.py). A repetition
 # with other last places shows the size of rounding, not its most.
 SAFETY = 4.0
@@ -53,10 +55,11 @@ class _Block:
 def product_error(objective: Objective, operator: str, seed: int, chunk: int = SAMPLES) -> float:
     """Error norm of the product of a unit vector, absolute: the largest seen on a few vectors, with a margin.
 
-    The vectors are a random one, since rounding grows with curvature one turned towards the largest eigenvectors by a
-    product, and some turned towards the largest error. The error of the whole is at most the sum of its blocks' errors:
-    of those that are measured as it is, of the others as it is largest per contribution. Truth is float64; float64
-    itself, and models that do not run in it, are compared with repetitions whose operations are off by a last place.
+    The vectors are a random one, since rounding grows with curvature two that products turn towards the largest
+    eigenvectors of either sign, and some turned towards the largest error. The error of the whole is at most the sum
+    of its blocks' errors: of those that are measured as it is, of the others as it is largest per contribution. Truth
+    is float64; float64 itself, and models that do not run in it, are compared with repetitions whose operations are
+    off by a last place.
 
     Args:
         chunk: samples whose graph fits into memory.
@@ -95,26 +98,27 @@ def _product_error(objective: Objective, operator: str, seed: int, chunk: int, r
     measured = _Measured(whole, operator, [blocks[i] for i in chosen], seed, repeat)
     rest = sum(b.weight for i, b in enumerate(blocks) if i not in chosen)
     scale = float(image.norm())
-    y = measured.turned(image / scale) if scale > 0 else x
-    errors = [measured.errors(x, rest), measured.errors(y, rest)]
+    tried = measured.tried(x, image / scale) if scale > 0 else x
+    errors = measured.errors(tried, rest)
     scale = max(scale, measured.size)
-    worst = measured.worst(x)
+    worst = measured.worst(tried, int(np.argmax(errors)))
     for _ in range(CHASES):
         if worst is None:
             break
-        errors.append(measured.errors(worst, rest))
-        if errors[-1] <= max(errors[:-1]):
+        more = measured.errors(worst, rest)
+        errors = np.concatenate([errors, more])
+        if more[0] <= errors[:-1].max():
             break
         worst = measured.worst(worst)
     # Of decay · v the factor, the product and the sum are rounded, each by half of eps.
     accumulated = float(torch.finfo(whole.dtype).eps) * (sum(sizes) + 1.5 * decay)
-    error = SAFETY * max(errors) + accumulated + measured.floor(scale)
+    error = SAFETY * float(errors.max()) + accumulated + measured.floor(scale)
     if not error < float("inf"):
         raise NumericalError(
             "products that differ in rounding only differ without bound: something in the model overflows",
             "`landscape doctor` looks for the layer",
         )
-    measured.require_symmetric(x, y, error, decay)
+    measured.require_symmetric(tried, error, decay)
     return float(objective.ranks.total(error))
 
 
@@ -186,36 +190,50 @@ class _Measured:
         ulps = FLOAT64_ULPS if dtype == torch.float64 else FALLBACK_ULPS
         return ulps * float(torch.finfo(dtype).eps) * scale
 
-    def errors(self, vector: Tensor, rest: float) -> float:
-        """Sum of the blocks' errors, with that of the blocks not measured, whose weights sum to `rest`."""
-        own, other = self._pair(vector)
-        off = [float((a.double() - b.double()).norm()) for a, b in zip(own, other, strict=True)]
-        self.size = float(torch.stack(own).sum(0).norm())
-        return sum(off) + rest * max(e / b.weight for e, b in zip(off, self._blocks, strict=True))
+    def errors(self, rows: Tensor, rest: float) -> np.ndarray:
+        """Of each row [b, n] the sum of the blocks' errors, with that of the blocks not measured, whose weights sum to
+        `rest`."""
+        own, other = self._pair(rows)
+        off = torch.stack([(a.double() - b.double()).norm(dim=1) for a, b in zip(own, other, strict=True)])
+        self.size = max(self.size, float(torch.stack(own).sum(0).norm(dim=1).max()))
+        weight = torch.tensor([[b.weight] for b in self._blocks], device=off.device)
+        return (off.sum(0) + rest * (off / weight).amax(0)).cpu().numpy()
 
-    def turned(self, vector: Tensor) -> Tensor:
-        """The vector [1, n] after further products with what is measured."""
+    def tried(self, x: Tensor, image: Tensor) -> Tensor:
+        """A random row x, and rows that products have turned towards the largest eigenvectors, from x's image on: v and
+        Hv/‖Hv‖ added and subtracted, which parts positive from negative eigenvalues, whose errors may cancel in v.
+
+        Of short ones others close by: of the few roundings that make up their errors all may be small by chance.
+        """
+        before = vector = image
         for _ in range(TURNS):
             image = torch.stack([_product(self._own, self._operator, span, vector) for span in self._each()]).sum(0)
             length = float(image.norm())
             if not length > 0:
                 break
-            vector = image / length
-        return vector
+            before, vector = vector, image / length
+        rows = [x, *(end / end.norm() for end in (vector - before, vector + before) if float(end.norm()) > 0)]
+        if x.numel() <= SHORT:
+            noise = torch.Generator().manual_seed(self._seed)
+            for end in rows[1:]:
+                near = 1 + NEAR * torch.randn(NEIGHBOURS, x.numel(), generator=noise).to(x)
+                rows.append(end * near / (end * near).norm(dim=1, keepdim=True))
+        return torch.cat(rows)
 
-    def worst(self, vector: Tensor) -> Tensor | None:
-        """The direction into which the error sends a vector: where the error is largest, often."""
-        own, other = self._pair(vector)
-        off = (torch.stack(own).double() - torch.stack(other).double()).sum(0)
+    def worst(self, rows: Tensor, row: int = 0) -> Tensor | None:
+        """The direction [1, n] into which the error sends a row: where the error is largest, often."""
+        own, other = self._pair(rows)
+        off = (torch.stack(own)[:, row : row + 1].double() - torch.stack(other)[:, row : row + 1].double()).sum(0)
         length = float(off.norm())
-        return (off / length).to(vector.dtype) if length > 0 else None
+        return (off / length).to(rows.dtype) if length > 0 else None
 
-    def require_symmetric(self, x: Tensor, y: Tensor, error: float, decay: float) -> None:
+    def require_symmetric(self, rows: Tensor, error: float, decay: float) -> None:
         """x·Hy = y·Hx over the measured blocks, up to the errors of both, beside the weight decay that H has too."""
-        images = torch.cat([torch.stack(self._pair(v)[0]).sum(0) for v in (x, y)])
-        gap, scale = asymmetry(torch.cat([x, y]), images), max(float(images.norm(dim=1).max()), decay)
-        eps = float(torch.finfo(x.dtype).eps)
-        same = SAME if x.dtype == torch.float64 else SAME_ULPS * eps
+        images = torch.stack(self._pair(rows)[0]).sum(0)
+        rows, images = rows[[0, min(2, len(rows) - 1)]], images[[0, min(2, len(rows) - 1)]]
+        gap, scale = asymmetry(rows, images), max(float(images.norm(dim=1).max()), decay)
+        eps = float(torch.finfo(rows.dtype).eps)
+        same = SAME if rows.dtype == torch.float64 else SAME_ULPS * eps
         if gap > 4 * error + same * scale:
             raise ProblemError(
                 f"the products are not symmetric: x·Hy and y·Hx differ by {gap / scale:.0e} of a product, and rounding "
@@ -223,14 +241,14 @@ class _Measured:
                 "`landscape doctor` looks for the layer; --strategy kept and --precision float64 tell more",
             )
 
-    def _pair(self, vector: Tensor) -> tuple[list[Tensor], list[Tensor]]:
-        key = id(vector)
+    def _pair(self, rows: Tensor) -> tuple[list[Tensor], list[Tensor]]:
+        key = id(rows)
         if key not in self._seen:
-            own = [_product(self._own, self._operator, span, vector) for span in self._each()]
+            own = [_product(self._own, self._operator, span, rows) for span in self._each()]
             inside = LastPlaces(self._seed) if self._repeated else None
-            there = vector.to(self._truth.dtype)
+            there = rows.to(self._truth.dtype)
             other = [_product(self._truth, self._operator, span, there, inside) for span in self._each()]
-            self._seen[key] = (vector, own, other)  # the vector too, so that no other gets its id
+            self._seen[key] = (rows, own, other)  # the rows too, so that no others get their id
         return self._seen[key][1:]
 
     def _each(self) -> list[range]:
