@@ -13,18 +13,20 @@ RANKS: dict[str, int] = {
     name: rank
     for rank, names in enumerate(
         (
-            "errors settings interrupts identity basis pieces",
+            "errors settings interrupts identity basis pieces progress",
             "linalg optim student statistics units claim sign_coins escape_splits claims",
             "parameters batchnorm problem moving rounding batches passes arithmetic memory user_loss objective "
             "curvature ranks plan graph agreement planning operators results certificate structure loss_curvature "
-            "ensemble stackable stacking "
+            "ensemble "
             "result_escapes result_slices",
+            "stackable stacking "
             "spectral diagnosis models data symmetries gradient_scale kinks certifying descending descending_large "
             "escaping widening splitting widen_settings "
             "direction directions filters measures cells cell_plan selfcheck slicing slice_settings framing "
             "protocols result_checks",
             "analyses",
             "evidence",
+            "reading stored_slices source "
             "atomic piece_files wisdom checkpoint unpickling weights folders fitting adapters exported loading "
             "problem_file arguments run_config coordinates "
             "store sweep sweep_text run_files training training_stacks sweeps executors figures surface_files "

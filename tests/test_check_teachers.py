@@ -14,13 +14,13 @@ from commands import run
 from landscape.claim import Part
 from landscape.claims.escape_dimensions import Evidence, Kept, Pairs, Population, decide, draw
 from landscape.cli.check_runs import read_runs
-from landscape.cli.jobs import Source
 from landscape.errors import UsageError
 from landscape.escape_splits import Splits, split_parts
 from landscape.evidence import escape_dimensions, negative_eigenvalues
 from landscape.evidence.runs import Means, SweptRun, populations, together
 from landscape.objective import build_objective
 from landscape.pieces import FORGETFUL
+from landscape.source import Source
 from landscape.statistics import null_p_value
 from landscape.sweep_text import as_sweep
 from test_claim_escapes import SWEEP, losses, splits

@@ -20,7 +20,6 @@ from landscape.claims import negative_eigenvalues as signs
 from landscape.claims.escape_dimensions import CLAIM, Evidence, Kept, Pairs, Population, decide, draw
 from landscape.cli.check_runs import read_runs
 from landscape.cli.check_view import parts_table
-from landscape.cli.jobs import Source
 from landscape.escape_splits import Splits, split_parts
 from landscape.evidence import negative_eigenvalues
 from landscape.evidence.runs import Means, populations
@@ -29,6 +28,7 @@ from landscape.problem import Problem
 from landscape.protocols.tickets import matches, redraw_others, tickets_of, train_alone
 from landscape.result_checks import checked
 from landscape.results import Spent
+from landscape.source import Source
 from landscape.structure import Hidden, hidden_layers
 from landscape.widening import narrowed, with_neurons
 

@@ -22,7 +22,6 @@ from conftest import NO_CUDA
 from landscape.analyses.widen import widen
 from landscape.atomic import locked
 from landscape.cli.check_runs import read_runs
-from landscape.cli.jobs import Source
 from landscape.errors import StorageError, UsageError
 from landscape.escape_splits import SUCCESS
 from landscape.evidence import escape_dimensions
@@ -32,6 +31,7 @@ from landscape.problem import Problem
 from landscape.protocols.first_order import FirstOrder, first_order
 from landscape.protocols.splits import SHARES, split_minima
 from landscape.protocols.tickets import train_alone
+from landscape.source import Source
 from landscape.stacking import build_stack
 from landscape.store import list_groups, read_result
 from test_certificate import fixture_problem

@@ -11,7 +11,6 @@ import torch
 from torch import Tensor, nn
 
 from landscape.cli.check_runs import read_runs
-from landscape.cli.jobs import Source
 from landscape.ensemble import Stack
 from landscape.errors import NumericalError, ProblemError, UsageError
 from landscape.evidence import negative_eigenvalues
@@ -21,6 +20,7 @@ from landscape.problem import Problem
 from landscape.protocols.critical_points import GRADIENT_SQUARE, Starts, critical_points, starts
 from landscape.protocols.interpolation import NORMS, counts, interpolation, output_curvature
 from landscape.protocols.sign_ensembles import sign_ensemble
+from landscape.source import Source
 from landscape.stacking import build_stack
 from surfaces import linear_network, quadratic, surfaces
 

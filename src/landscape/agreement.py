@@ -135,7 +135,7 @@ def require_separable(objective: Objective, size: int) -> None:
         if reason:
             raise ProblemError(
                 f"the loss of a batch of {length_of(batch)} samples {reason}: its samples see each other",
-                "leave --batch-size out; batches of a loss of your own stay as your data makes them",
+                "leave --batch-size out: then batches stay as your data makes them",
             )
 
 

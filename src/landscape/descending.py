@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -29,6 +29,7 @@ from landscape.optim.damped import (
 from landscape.optim.flow import Flow, gradient_flow
 from landscape.optim.levenberg_marquardt import levenberg_marquardt
 from landscape.optim.newton import escape_direction, gradient_norm_newton, saddle_free_newton
+from landscape.progress import Progress
 
 TARGETS = ("minimum", "critical")
 # Gauss–Newton steps go on while they gain this share of the loss in so many iterations.
@@ -53,7 +54,6 @@ SNAPSHOTS = 24
 LONG = 32
 
 # Called as (stage, members done, members).
-Progress = Callable[[str, int, int], None]
 
 
 @dataclass

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from landscape.batches import rechunk
 from landscape.certificate import VANISHING, Certificate, Interval, Kinks, SecondHalf
-from landscape.descending import Progress, Trajectory, Way
+from landscape.descending import Trajectory, Way
 from landscape.errors import NumericalError
 from landscape.gradient_scale import part_gradients_of
 from landscape.kinks import Sides, corners, examine
@@ -22,6 +22,7 @@ from landscape.objective import Objective, gradients
 from landscape.operators import CurvatureOperator
 from landscape.optim.large import Ended, lbfgs, newton_krylov, newton_mr
 from landscape.pieces import FORGETFUL, Pieces
+from landscape.progress import Progress
 from landscape.spectral.extremes import MIXED_IN, basis_room, find_extremes
 from landscape.spectral.noise import product_error
 from landscape.symmetries import symmetries_of, zero_modes

@@ -10,11 +10,12 @@ from torch import Tensor
 
 from landscape.certificate import Certificate, from_dict
 from landscape.certifying import certify_stack
-from landscape.descending import Progress, Trajectory, Way, descend_stack
+from landscape.descending import Trajectory, Way, descend_stack
 from landscape.descending_large import certify_large, descend_large, move
 from landscape.ensemble import Stack
 from landscape.objective import Objective
 from landscape.pieces import FORGETFUL, Pieces
+from landscape.progress import Progress
 
 # Dense Newton steps up to so many parameters.
 DENSE_STEPS = 1000

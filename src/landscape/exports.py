@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 
 from landscape.errors import UsageError
-from landscape.figures.grids import METRICS, grid_of, is_wide, masked, triangles
 from landscape.identity import plain
 from landscape.store import StoredResult
+from landscape.stored_slices import METRICS, grid_of, is_wide, masked, triangles
 from landscape.surface_files import surface_bytes
 
 HEIGHT = 0.5  # of an exported surface, in widths: losses and coordinates have no common unit

@@ -22,11 +22,11 @@ from landscape.objective import Objective, build_objective
 from landscape.parameters import layout_of, trainable
 from landscape.pieces import FORGETFUL, Pieces
 from landscape.problem import Batch, Problem
+from landscape.progress import Progress
 from landscape.selfcheck import Checked, Exact, check_surface, exact_derivatives
 from landscape.slice_settings import LINE, PLANE, SliceSettings
 from landscape.slicing import Grid, Marks, as_plain, axis_of, default_reach, from_plain, project
 
-Progress = Callable[[str, int, int], None]
 # The directions of a plane, by its number.
 Planes = Callable[[int], list[Direction]]
 # Samples a forward pass of the self-check.

@@ -8,23 +8,17 @@ from contextlib import contextmanager
 from dataclasses import replace
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from landscape.arithmetic import is_out_of_memory, strict_arithmetic
 from landscape.batches import take
 from landscape.ensemble import Stack
-from landscape.problem import LossFunction
-from landscape.user_loss import CalledLoss
+from landscape.spectral.trust import is_sure
 
 # Samples of the trial.
 TRIED = 4
 # Right derivatives differ by rounding, in units of eps; what vmap gets wrong is off by much more.
 SAME_ULPS = 1e4
-# Modules whose stacks are tested with this package: no need to try them.
-SURE = (
-    *(nn.Sequential, nn.Linear, nn.Identity, nn.Flatten, nn.Conv1d, nn.Conv2d),
-    *(nn.Tanh, nn.Sigmoid, nn.Softplus, nn.GELU, nn.SiLU, nn.ELU, nn.ReLU, nn.LeakyReLU),
-)
 
 
 def why_alone(stack: Stack, theta: Tensor) -> str:
@@ -85,16 +79,3 @@ def _of_few_samples(stack: Stack) -> Stack:
     inputs, name = stack.batches[0]
     others = stack.others | {name: stack.others[name][:, :TRIED]}
     return replace(stack, batches=[(inputs[:TRIED], name)], others=others)
-
-
-def is_sure(model: nn.Module, loss: LossFunction) -> bool:
-    """Whether a network under a built-in loss is made of nothing but what this package tests everything on."""
-    as_it_is = not (isinstance(loss, CalledLoss) and (loss.recorded or loss.within))
-    return as_it_is and all(map(_sure, model.modules()))
-
-
-def _sure(module: nn.Module) -> bool:
-    """Whether a module, without hooks, is one whose stacks are known."""
-    if module._forward_hooks or module._forward_pre_hooks or module._backward_hooks:
-        return False
-    return type(module) in SURE or type(module).__module__.startswith("landscape.models.")

@@ -32,7 +32,7 @@ from landscape.sweep import Run, Training
 # Of every weight while it is trained: itself, its gradient, adam's two averages, what is being written.
 COPIES = 5
 # Called after every step with (steps done, loss of the minibatch).
-Progress = Callable[[int, float], None]
+OnStep = Callable[[int, float], None]
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,7 @@ class Trained:
     verdict: str | None = None
 
 
-def train_run(run: Run, out: Path, progress: Progress | None = None, force: bool = False) -> Trained:
+def train_run(run: Run, out: Path, progress: OnStep | None = None, force: bool = False) -> Trained:
     """Train one run and write its checkpoints `OUT/width=8/seed=0/{initial,step=100,final}.pt`.
 
     The final one is written last, so where it exists the run is done and is skipped, unless checkpoints asked
@@ -113,7 +113,7 @@ def parameters_of(run: Run) -> int:
     return parameters
 
 
-def _train(run: Run, folder: Path, progress: Progress | None) -> dict[str, Any]:
+def _train(run: Run, folder: Path, progress: OnStep | None) -> dict[str, Any]:
     """Train and write; what was measured at the end."""
     how = schedule_of(run)
     dtype: torch.dtype = getattr(torch, how.dtype)

@@ -48,7 +48,7 @@ MOST = {"cpu": 128, "cuda": 512}
 # What may differ within a stack: where θ starts, and the targets of a random teacher.
 REPLICATES = ("seed", "teacher_seed")
 # Called with (stage, steps done).
-Progress = Callable[[str, int], None]
+OnStage = Callable[[str, int], None]
 
 
 def groups(runs: Sequence[Run], device: str = "cpu") -> Iterator[list[Run]]:
@@ -83,7 +83,7 @@ def _told(run: Run) -> tuple[Run, dict[str, Any], dict[str, Any]]:
 
 
 def train_stack(
-    runs: Sequence[Run], out: Path, progress: Progress | None = None, force: bool = False, device: str = "cpu"
+    runs: Sequence[Run], out: Path, progress: OnStage | None = None, force: bool = False, device: str = "cpu"
 ) -> list[Trained | NumericalError]:
     """Train the seeds of one width, in the order given; if all are finished, nothing is done.
 
@@ -122,7 +122,7 @@ class _Stacked:
     """One stack while it is trained."""
 
     def __init__(
-        self, runs: Sequence[Run], out: Path, progress: Progress | None, there: frozenset[int], device: str
+        self, runs: Sequence[Run], out: Path, progress: OnStage | None, there: frozenset[int], device: str
     ) -> None:
         self.runs, self.out, self.progress = runs, out, progress
         self.there = there  # members whose files are not to be written again

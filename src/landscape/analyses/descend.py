@@ -16,13 +16,14 @@ from landscape.arithmetic import resolve_device
 from landscape.batches import chosen, fingerprint, read_batches
 from landscape.certificate import TAU, TAUS, Certificate
 from landscape.certifying import certify_stack
-from landscape.descending import TARGETS, Progress, Trajectory, Way, descend_stack, flow_stack
+from landscape.descending import TARGETS, Trajectory, Way, descend_stack, flow_stack
 from landscape.descending_large import certify_large, descend_large
 from landscape.errors import LandscapeError, ProblemError, UsageError
 from landscape.objective import Objective, build_widest
 from landscape.optim.damped import REASONS
 from landscape.parameters import Layout
 from landscape.problem import Problem, at_point
+from landscape.progress import Progress
 from landscape.results import Descended, Spent
 from landscape.settings import keyword_settings
 from landscape.spectral.trust import certifiable

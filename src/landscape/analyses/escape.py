@@ -16,7 +16,7 @@ from landscape.arithmetic import resolve_device
 from landscape.batches import chosen
 from landscape.certificate import TAU, TAUS, Certificate, SecondHalf, from_dict
 from landscape.certifying import certify_dense, dense_hessians
-from landscape.descending import Progress, Trajectory, Way, descend_stack
+from landscape.descending import Trajectory, Way, descend_stack
 from landscape.descending_large import LowestPair, certify_large, descend_large, move
 from landscape.ensemble import Stack
 from landscape.errors import NumericalError, UsageError
@@ -24,6 +24,7 @@ from landscape.escaping import DENSE_STEPS, Followed, Sides, best_steps, follow,
 from landscape.objective import Objective, build_widest
 from landscape.pieces import FORGETFUL, Pieces
 from landscape.problem import Problem, at_point
+from landscape.progress import Progress
 from landscape.result_escapes import Escaped
 from landscape.results import Spent
 from landscape.settings import keyword_settings

@@ -11,9 +11,10 @@ import numpy as np
 from torch import Tensor
 
 from landscape.batchnorm import batchnorm_statistics
-from landscape.framing import Beside, Frame, Progress, make_frame
+from landscape.framing import Beside, Frame, make_frame
 from landscape.pieces import FORGETFUL, Pieces
 from landscape.problem import Problem, at_point
+from landscape.progress import Progress
 from landscape.result_slices import Sliced
 from landscape.results import Spent
 from landscape.settings import keyword_settings

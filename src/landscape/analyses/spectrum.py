@@ -19,6 +19,7 @@ from landscape.objective import Objective, build_objective
 from landscape.operators import CurvatureOperator
 from landscape.parameters import trainable
 from landscape.problem import Problem, at_point
+from landscape.progress import Progress
 from landscape.ranks import ALONE, Ranks
 from landscape.results import Spectrum, Spent
 from landscape.settings import keyword_settings
@@ -27,7 +28,7 @@ from landscape.spectral.cost import foreseen_seconds
 from landscape.spectral.failed import failed_spectrum
 from landscape.spectral.iterative import iterative_fields
 from landscape.spectral.layers import layer_blocks
-from landscape.spectral.settings import LOWERED, Progress, SpectrumSettings
+from landscape.spectral.settings import LOWERED, SpectrumSettings
 from landscape.spectral.subsample import sampling_fields
 from landscape.spectral.trust import trusted
 

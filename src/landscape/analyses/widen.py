@@ -17,12 +17,13 @@ from landscape.batches import chosen, read_batches, take
 from landscape.certificate import TAU as VERDICT_TAU
 from landscape.certificate import Certificate
 from landscape.certifying import certify_dense, dense_hessians, inertia
-from landscape.descending import Progress, Way
+from landscape.descending import Way
 from landscape.ensemble import Stack
 from landscape.errors import NumericalError, ProblemError
 from landscape.escaping import kicked, profile, ways_out
 from landscape.objective import Objective, build_objective
 from landscape.problem import Problem, at_point
+from landscape.progress import Progress
 from landscape.result_escapes import Widened
 from landscape.results import Spent
 from landscape.settings import keyword_settings

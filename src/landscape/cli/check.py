@@ -72,10 +72,10 @@ def check(
     """
     from landscape.cli.check_view import print_json, print_one
     from landscape.cli.checking import Request, decide, run_unit
-    from landscape.cli.jobs import Source
     from landscape.cli.targets import check_out
     from landscape.interrupts import Interrupted, interruptible
     from landscape.memory import keep_heap
+    from landscape.source import Source
 
     names = _checked(claim or list(CLAIMS), scale)
     if not (runs or run or unit):

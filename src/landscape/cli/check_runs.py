@@ -7,9 +7,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from landscape.cli.jobs import Source
 from landscape.cli.targets import expand
 from landscape.errors import UsageError
+from landscape.source import Source
 
 # Of a checkpoint that names no step, such as final.pt.
 END, FINAL = 2**62, "final"
@@ -21,11 +21,13 @@ if TYPE_CHECKING:
     from landscape.problem import Problem
 
 
-def read_runs(patterns: Sequence[str], source: Source) -> tuple[list[SweptRun], list[str]]:
+def read_runs(
+    patterns: Sequence[str], source: Source, say: Callable[[str], object] | None = None
+) -> tuple[list[SweptRun], list[str]]:
     """All runs below paths, globs and folders, and what tells one set of runs from another: files with coordinates.
 
     Checkpoints that differ in their step only belong to one run: the last one, or that without a step, is its end; step
-    0, or initial.pt, is its start. A file that is named twice, or a copy of it, counts once.
+    0, or initial.pt, is its start. A file that is named twice, or a copy of it, counts once. `say`: as of `expand`.
 
     Raises:
         UsageError: two files of one folder could be the end of its run.
@@ -34,7 +36,7 @@ def read_runs(patterns: Sequence[str], source: Source) -> tuple[list[SweptRun], 
 
     found: dict[str, dict[int, Path]] = {}
     kept: dict[Path, Checkpoint] = {}
-    for path in {p.resolve(): p for p in expand(patterns)}.values():
+    for path in {p.resolve(): p for p in expand(patterns, say)}.values():
         checkpoint = read_checkpoint(path, source.allow_globals, source.key)
         kept[path] = replace(checkpoint, state={}, module=None)  # read again where they are needed: sweeps are large
         places = {k: v for k, v in checkpoint.coordinates.items() if k != "step"}

@@ -4,26 +4,26 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from landscape.cli import worker
-from landscape.cli.jobs import Source
 from landscape.cli.terminal import print_note
 from landscape.errors import StorageError, UsageError
+from landscape.source import Source
 
 if TYPE_CHECKING:
     from landscape.claim import Claim
     from landscape.evidence.runs import SweptRun
     from landscape.executors import Task
     from landscape.pieces import KeptPieces
+    from landscape.progress import Progress
     from landscape.result_checks import Checked
     from landscape.results import Provenance
 
-    Report = Callable[[str, int, int], None]
     Groups = Mapping[str, Sequence[SweptRun]]
 
 # A worker says how far its experiment is not more often than that.
@@ -75,7 +75,7 @@ def decide(request: Request, folders: list[str]) -> tuple[Checked, Provenance, P
     place = request.place
     with stage_progress(request.claim, request.quiet) as report:
         report("reading runs", 0, 1)
-        runs, hashes = read_runs(folders, request.source)
+        runs, hashes = read_runs(folders, request.source, None if request.quiet else print_note)
         budget = asdict(request.evidence.SCALES[request.scale])
         parts = {"files": hashes, "claim": request.claim, "budget": budget, "seed": request.seed}
         key = identity({**parts, "landscape": __version__})
@@ -102,7 +102,7 @@ def decide(request: Request, folders: list[str]) -> tuple[Checked, Provenance, P
 
 
 def _computed(
-    request: Request, folders: list[str], runs: list[SweptRun], report: Report, pieces: KeptPieces, key: str
+    request: Request, folders: list[str], runs: list[SweptRun], report: Progress, pieces: KeptPieces, key: str
 ) -> Checked:
     import torch
 
@@ -170,7 +170,7 @@ def _folders_of(folders: list[str], groups: Groups) -> dict[str, list[str]]:
 
     if any("descent" in run.header for runs in groups.values() for run in runs) or any(n.endswith(")") for n in groups):
         return dict.fromkeys(groups, folders)
-    below = {folder: {str(p) for p in expand([folder], quiet=True)} for folder in folders}
+    below = {folder: {str(p) for p in expand([folder])} for folder in folders}
     return {
         name: [f for f, files in below.items() if any(run.name in files for run in runs)] or folders
         for name, runs in groups.items()
@@ -184,7 +184,7 @@ def _in_workers(
     workers: int,
     pieces: KeptPieces,
     key: str,
-    report: Report,
+    report: Progress,
 ) -> None:
     """Every experiment in a process of its own, some at a time; what they put aside is collected.
 

@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from landscape.cli import options as common
-from landscape.cli.jobs import Job, Source, load_job
+from landscape.cli.jobs import Job, load_job
 from landscape.cli.terminal import flush, print_error, print_json_error, print_note, raise_failures
 from landscape.errors import LandscapeError
+from landscape.source import Source
 
 if TYPE_CHECKING:
     from landscape.analyses.descend import DescendSettings
@@ -95,7 +96,7 @@ def descend(
         max_products=max_products,
     )
     check_out(out)
-    paths = expand(checkpoints)
+    paths = expand(checkpoints, None if quiet else print_note)
     places = result_paths(paths, out, "descend")
     source = Source(problem, common.parse_sets(sets), data, loss, tuple(allow_global or ()), key, batchnorm)
     request = _Request(settings, source, out, force, quiet, as_json)

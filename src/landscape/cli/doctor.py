@@ -42,7 +42,7 @@ def doctor(
     """
     from landscape.cli.targets import expand
 
-    paths = expand(checkpoints, quiet)
+    paths = expand(checkpoints, None if quiet else print_note)
     arguments = (problem, common.parse_sets(sets), data, loss, batchnorm)
     faulty, failures = 0, list[LandscapeError]()
     try:

@@ -10,8 +10,8 @@ from landscape.cli import options as common
 
 if TYPE_CHECKING:
     from landscape.cli.jobs import Job
-    from landscape.descending import Progress
     from landscape.pieces import Pieces
+    from landscape.progress import Progress
     from landscape.result_escapes import Escaped
 
 
@@ -55,10 +55,10 @@ def escape(
     """
     from landscape.analyses.escape import EscapeSettings, run_escape
     from landscape.cli.escape_view import print_json, print_many, print_one, warn
-    from landscape.cli.jobs import Source
     from landscape.cli.loop import Command, run_command
     from landscape.memory import parse_bytes
     from landscape.result_escapes import Escaped
+    from landscape.source import Source
 
     settings = EscapeSettings(
         descend=descend,

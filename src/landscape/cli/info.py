@@ -163,7 +163,7 @@ def _checkpoints(folder: Path) -> list[Path]:
     if not any(p.suffix in WEIGHTS and not p.name.startswith(".") for p in folder.rglob("*")):
         return []
     try:
-        return [p for p in expand([str(folder)], quiet=True) if not p.name.startswith(".")]
+        return [p for p in expand([str(folder)]) if not p.name.startswith(".")]
     except CheckpointError:
         return []
 

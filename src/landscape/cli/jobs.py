@@ -15,22 +15,10 @@ if TYPE_CHECKING:
     from landscape.loading import Loaded
     from landscape.problem import Problem
     from landscape.results import Provenance, Spent
+    from landscape.source import Source
 
 # Settings that change how an answer is computed, but not the answer.
 NO_MATTER = ("memory", "block")
-
-
-@dataclass(frozen=True)
-class Source:
-    """The words of a command that say which problem a checkpoint belongs to."""
-
-    problem: str | None = None
-    sets: Mapping[str, str] = dataclasses.field(default_factory=dict)
-    data: str | None = None
-    loss: str | None = None
-    allow_globals: tuple[str, ...] = ()
-    key: str | None = None
-    batchnorm: str | None = None
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 import typer
 
-from landscape.cli.jobs import Job, Source, load_job
+from landscape.cli.jobs import Job, load_job
 from landscape.cli.terminal import (
     bare,
     flush,
@@ -20,10 +20,11 @@ from landscape.cli.terminal import (
     within_memory,
 )
 from landscape.errors import LandscapeError, NumericalError
+from landscape.source import Source
 
 if TYPE_CHECKING:
-    from landscape.descending import Progress
     from landscape.pieces import Pieces
+    from landscape.progress import Progress
     from landscape.results import Provenance, Result
 
 R = TypeVar("R", bound="Result")
@@ -77,7 +78,7 @@ def run_command(
     from landscape.memory import keep_heap
 
     check_out(out)
-    paths = expand(checkpoints, quiet)
+    paths = expand(checkpoints, None if quiet else print_note)
     places = result_paths(paths, out, command.name)
     keep_heap()
 

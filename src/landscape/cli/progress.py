@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 
 from landscape.cli.terminal import print_note, stderr
+from landscape.progress import Progress
 
 SECONDS_BETWEEN_LINES = 30.0
-Report = Callable[[str, int, int], None]
 
 
 @contextmanager
-def stage_progress(label: str, quiet: bool) -> Iterator[Report]:
+def stage_progress(label: str, quiet: bool) -> Iterator[Progress]:
     """A function (stage, done, total) that shows how far an analysis is."""
     if quiet:
         yield lambda stage, done, total: None
@@ -26,11 +26,12 @@ def stage_progress(label: str, quiet: bool) -> Iterator[Report]:
 
 
 @contextmanager
-def _bar(label: str) -> Iterator[Report]:
-    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+def _bar(label: str) -> Iterator[Progress]:
+    import rich.progress
+    from rich.progress import BarColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
     columns = (TextColumn("{task.description}"), BarColumn(bar_width=20), TimeElapsedColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=stderr, transient=True) as progress:
+    with rich.progress.Progress(*columns, console=stderr, transient=True) as progress:
         task = progress.add_task(label, total=None)
 
         def report(stage: str, done: int, total: int) -> None:
@@ -39,7 +40,7 @@ def _bar(label: str) -> Iterator[Report]:
         yield report
 
 
-def _lines(label: str) -> Report:
+def _lines(label: str) -> Progress:
     begin = said = time.monotonic()
 
     def report(stage: str, done: int, total: int) -> None:

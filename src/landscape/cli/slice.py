@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from landscape.cli import options as common
+from landscape.cli.terminal import print_note
 
 
 def slice(
@@ -76,13 +77,13 @@ def slice(
     Writes NAME.slice.h5, every few seconds while it runs: interrupted or killed, the same command goes on.
     """
     from landscape.batchnorm import BATCHNORM
-    from landscape.cli.jobs import Source
     from landscape.cli.slice_inputs import find_inputs
     from landscape.cli.slicing import Request, run_share, run_slices
     from landscape.cli.targets import expand
     from landscape.errors import UsageError
     from landscape.memory import parse_bytes
     from landscape.slice_settings import SliceSettings, numbers
+    from landscape.source import Source
 
     settings = SliceSettings(
         dirs=dirs,
@@ -102,8 +103,8 @@ def slice(
     source = Source(problem, common.parse_sets(sets), data, loss, tuple(allow_global or ()), key, statistics)
     if workers < 1:
         raise UsageError(f"--workers is {workers}; it must be at least 1")
-    leader = expand(checkpoints, quiet=True)[0] if shared else None
-    inputs = find_inputs(dirs, trajectory or [])
+    leader = expand(checkpoints)[0] if shared else None
+    inputs = find_inputs(dirs, trajectory or [], None if quiet else print_note)
     request = Request(settings, source, inputs, out, leader, workers, force, quiet, as_json)
     if share is not None and result_path is not None:
         run_share(request, checkpoints[0], result_path, share)

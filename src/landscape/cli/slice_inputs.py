@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -14,10 +14,11 @@ if TYPE_CHECKING:
     import numpy as np
     from torch import Tensor
 
-    from landscape.cli.jobs import Job, Source
+    from landscape.cli.jobs import Job
     from landscape.direction import Eigenvectors
     from landscape.framing import Beside
     from landscape.problem import Problem
+    from landscape.source import Source
 
 HDF5 = (".h5", ".hdf5")
 
@@ -48,8 +49,8 @@ def sha256_of(path: Path) -> str:
     return read_checkpoint(path).sha256 if path.is_dir() else file_sha256(path)
 
 
-def find_inputs(dirs: str, trajectory: Sequence[str]) -> Inputs:
-    """The files that `--dirs` and `--trajectory` name.
+def find_inputs(dirs: str, trajectory: Sequence[str], say: Callable[[str], object] | None = None) -> Inputs:
+    """The files that `--dirs` and `--trajectory` name. `say`: as of `expand`.
 
     Raises:
         UsageError, CheckpointError: one that is not there.
@@ -69,7 +70,7 @@ def find_inputs(dirs: str, trajectory: Sequence[str]) -> Inputs:
     for path in files:
         if not Path(path).is_file():
             raise UsageError(f"--dirs file: there is no file {path}", "check the path; `ls` the folder")
-    return Inputs(tuple(points), tuple(expand(trajectory)), tuple(files))
+    return Inputs(tuple(points), tuple(expand(trajectory, say)), tuple(files))
 
 
 def load_beside(inputs: Inputs, job: Job, source: Source) -> Beside:
@@ -89,7 +90,7 @@ def load_beside(inputs: Inputs, job: Job, source: Source) -> Beside:
 
 
 def _names(paths: list[str]) -> list[str]:
-    from landscape.cli.spectrum_view import short_names
+    from landscape.cli.targets import short_names
 
     return list(short_names(paths)) if len(paths) > 1 else paths
 

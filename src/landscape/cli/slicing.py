@@ -10,15 +10,16 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from landscape.cli import worker
-from landscape.cli.jobs import Job, Source, load_job
+from landscape.cli.jobs import Job, load_job
 from landscape.cli.slice_inputs import Inputs, load_beside, sha256_of
 from landscape.errors import BatchError, UsageError
+from landscape.source import Source
 
 if TYPE_CHECKING:
-    from landscape.descending import Progress
     from landscape.executors import Task
     from landscape.framing import Frame, Planes
     from landscape.pieces import KeptPieces, Pieces
+    from landscape.progress import Progress
     from landscape.result_slices import Sliced
     from landscape.slice_settings import SliceSettings
     from landscape.slicing import Cells

@@ -13,7 +13,7 @@ import typer
 
 from landscape.cli import options as common
 from landscape.cli import worker
-from landscape.cli.jobs import Source, load_job
+from landscape.cli.jobs import load_job
 from landscape.cli.terminal import (
     bare,
     flush,
@@ -25,6 +25,7 @@ from landscape.cli.terminal import (
     within_memory,
 )
 from landscape.errors import BatchError, LandscapeError, NumericalError, RanksError, UsageError
+from landscape.source import Source
 
 if TYPE_CHECKING:
     from landscape.cli.spectrum_view import Shown
@@ -140,7 +141,7 @@ def spectrum(
     if workers < 1:
         raise UsageError(f"--workers is {workers}; it must be at least 1")
     check_out(out)
-    paths = expand(checkpoints, quiet)
+    paths = expand(checkpoints, None if quiet else print_note)
     places = [result_path] if result_path is not None else result_paths(paths, out, "spectrum")
     source = Source(problem, common.parse_sets(sets), data, loss, tuple(allow_global or ()), key, batchnorm)
     request = _Request(settings, source, force, quiet)

@@ -13,6 +13,7 @@ import numpy as np
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
+from landscape.cli.targets import short_names
 from landscape.cli.terminal import plain, stdout
 from landscape.results import Provenance, Spectrum
 
@@ -300,15 +301,3 @@ def print_many(shown: list[Shown]) -> None:
     stdout.print("(n): residual, or half of the 95 % interval, in the last digit; none: exact.")
     stdout.print(f"negative: eigenvalues below -{tau:g} max |eigenvalue|; a..b is a bracket.")
     stdout.print(f"{len(shown)} result files, the first is {shown[0].path}", soft_wrap=True)
-
-
-def short_names(paths: list[str]) -> list[str]:
-    """Paths without the folders and the suffix that all of them share."""
-    parts = [Path(p).parts for p in paths]
-    start = 0
-    while all(len(p) > start + 1 for p in parts) and len({p[start] for p in parts}) == 1:
-        start += 1
-    stop = 0
-    while all(len(p) - stop > start + 1 for p in parts) and len({p[-1 - stop] for p in parts}) == 1:
-        stop += 1
-    return ["/".join(p[start : len(p) - stop]) for p in parts]

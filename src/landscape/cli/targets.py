@@ -6,21 +6,20 @@ import glob
 import os
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from landscape.cli.terminal import print_note
 from landscape.errors import CheckpointError, UsageError
 
 # Of files that are checkpoints by their name.
 SUFFIXES = (".pt", ".pth", ".ckpt", ".safetensors", ".pt2", ".bin")
 
 
-def expand(patterns: Sequence[str], quiet: bool = False) -> list[Path]:
+def expand(patterns: Sequence[str], say: Callable[[str], object] | None = None) -> list[Path]:
     """Paths, globs and folders as a list of checkpoints, each once, in the order given.
 
-    A folder stands for the checkpoints below it, unless it is itself one (Hugging Face's, a PEFT adapter). What is
-    passed over there, and why, is one line on stderr, unless `quiet`.
+    A folder stands for the checkpoints below it, unless it is itself one (Hugging Face's, a PEFT adapter). `say` is
+    told in one line what is passed over there, and why.
 
     Raises:
         CheckpointError: a path does not exist, a glob or folder holds no checkpoint.
@@ -41,8 +40,8 @@ def expand(patterns: Sequence[str], quiet: bool = False) -> list[Path]:
                 "name the files themselves, or quote a pattern, in which ** crosses folders: 'runs/**/final.pt'",
             )
         passed = {p: what for p, what in passed.items() if p not in hits}
-        if passed and not quiet and os.environ.get("RANK", "0") == "0":  # one process of torchrun says it
-            print_note(f"{pattern}: {len(hits)} checkpoint{'s' * (len(hits) > 1)}; passed over {_said(passed)}")
+        if passed and say is not None and os.environ.get("RANK", "0") == "0":  # one process of torchrun says it
+            say(f"{pattern}: {len(hits)} checkpoint{'s' * (len(hits) > 1)}; passed over {_said(passed)}")
         found |= dict.fromkeys(hits)
     return list(found)
 
@@ -102,6 +101,18 @@ def natural(path: Path) -> list[tuple[int, int, str]]:
     return [
         (0, int(piece), "") if piece.isdigit() else (1, 0, piece) for piece in re.split(r"(\d+)", str(path)) if piece
     ]
+
+
+def short_names(paths: list[str]) -> list[str]:
+    """Paths without the folders and the suffix that all of them share."""
+    parts = [Path(p).parts for p in paths]
+    start = 0
+    while all(len(p) > start + 1 for p in parts) and len({p[start] for p in parts}) == 1:
+        start += 1
+    stop = 0
+    while all(len(p) - stop > start + 1 for p in parts) and len({p[-1 - stop] for p in parts}) == 1:
+        stop += 1
+    return ["/".join(p[start : len(p) - stop]) for p in parts]
 
 
 def result_paths(checkpoints: Sequence[Path], out: Path, command: str) -> list[Path]:

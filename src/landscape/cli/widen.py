@@ -15,8 +15,8 @@ if TYPE_CHECKING:
 
     from landscape.analyses.widen import WidenSettings
     from landscape.cli.jobs import Job
-    from landscape.descending import Progress
     from landscape.pieces import Pieces
+    from landscape.progress import Progress
     from landscape.result_escapes import Widened
 
 HOW = ("split", "fresh", "duplicate")
@@ -75,11 +75,11 @@ def widen(
     those it has, and the lowest one. In float64.
     """
     from landscape.analyses.widen import SHARES, WidenSettings, run_widen
-    from landscape.cli.jobs import Source
     from landscape.cli.loop import Command, run_command
     from landscape.cli.widen_view import print_json, print_many, print_one, warn
     from landscape.memory import parse_bytes
     from landscape.result_escapes import Widened
+    from landscape.source import Source
     from landscape.widening import shares_of
 
     if how not in HOW:

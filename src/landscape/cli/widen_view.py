@@ -12,7 +12,8 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from landscape.cli.loop import Shown
-from landscape.cli.spectrum_view import concise, short_names
+from landscape.cli.spectrum_view import concise
+from landscape.cli.targets import short_names
 from landscape.cli.terminal import plain, print_warning, stdout
 from landscape.result_escapes import Widened
 

@@ -13,10 +13,10 @@ from landscape.claim import NO_CERTIFICATE, Excluded
 from landscape.errors import UsageError
 from landscape.pieces import Pieces
 from landscape.problem import Problem
+from landscape.progress import Progress
 from landscape.stacking import data_key
 
 # Called as (stage, done, total).
-Progress = Callable[[str, int, int], None]
 # What may differ between the runs of one population, in a model's settings and in those of its data.
 VARIED, REDRAWN = ("width", "widths"), ("teacher_seed",)
 # What a header's "training" says beside the settings.

@@ -11,15 +11,15 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from landscape.figures.quantities import SpectrumLike
 from landscape.figures.style import MUTED, new_figure, paper_style, sequence_colours
+from landscape.reading import StoredLike
 
 HEIGHT, COLUMNS = 2.6, 3
 # Between the series of a panel that have intervals, so that these do not hide each other; of the range of x.
 SHIFT = 0.014
 
 
-def draw_check(result: SpectrumLike) -> Figure:
+def draw_check(result: StoredLike) -> Figure:
     """One panel a comparison, series with their 95 % intervals; heading: claim and verdict."""
     arrays = {name: array.values for name, array in result.arrays.items()}
     panels = list(dict.fromkeys(str(p) for p in arrays["curve_panel"]))

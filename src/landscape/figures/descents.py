@@ -12,9 +12,9 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedFormatter, FixedLocator
 
 from landscape.certificate import STATIONARY, VERDICTS
-from landscape.figures.quantities import SpectrumLike, scalar
 from landscape.figures.series import Series, arrange
 from landscape.figures.style import INK, MUTED, new_figure, paper_style
+from landscape.reading import StoredLike, scalar
 
 HEIGHT = 4.2
 # Okabe-Ito, so that verdicts are told apart by colour-blind readers.
@@ -25,7 +25,7 @@ COLOURS = dict(
 ZERO = 1e-34
 
 
-def draw_descents(results: Sequence[SpectrumLike], by: str | None = None) -> Figure:
+def draw_descents(results: Sequence[StoredLike], by: str | None = None) -> Figure:
     """Four panels; every descent is a line in the colour of its verdict."""
     series = arrange(results, by)
     with paper_style():
@@ -47,13 +47,13 @@ def draw_descents(results: Sequence[SpectrumLike], by: str | None = None) -> Fig
     return figure
 
 
-def verdict(result: SpectrumLike) -> str:
+def verdict(result: StoredLike) -> str:
     """The verdict that the result's file holds."""
     said = str(result.attributes["verdict"])
     return said if said in COLOURS else "unresolved"
 
 
-def _draw_paths(axes: Axes, results: Sequence[SpectrumLike], name: str, title: str, label: str) -> None:
+def _draw_paths(axes: Axes, results: Sequence[StoredLike], name: str, title: str, label: str) -> None:
     ink = float(np.clip(8 / len(results), 0.15, 0.9))
     for result in results:
         values = np.maximum(result.arrays[name].values, ZERO)
@@ -85,7 +85,7 @@ def _draw_verdicts(axes: Axes, series: Series) -> None:
     axes.set_title(f"d   verdicts against {series.name}", fontweight="bold")
 
 
-def _draw_aim(axes: Axes, results: Sequence[SpectrumLike]) -> None:
+def _draw_aim(axes: Axes, results: Sequence[StoredLike]) -> None:
     """What a gradient must be below at least to be nothing beside the pull of the data, for a single descent."""
     if len(results) == 1 and "gradient_pull" in results[0].arrays:
         aim = max(STATIONARY * scalar(results[0], "gradient_pull"), ZERO)
@@ -93,7 +93,7 @@ def _draw_aim(axes: Axes, results: Sequence[SpectrumLike]) -> None:
         axes.text(0.01, aim, "stationary below", transform=axes.get_yaxis_transform(), fontsize=6, va="bottom")
 
 
-def _draw_certificate(axes: Axes, result: SpectrumLike) -> None:
+def _draw_certificate(axes: Axes, result: StoredLike) -> None:
     """The certificate's numbers, for a single descent."""
     low, value, high = (scalar(result, f"lambda_min{end}") for end in ("_low", "", "_high"))
     taus, zeros = result.arrays["zero_tau"].values, result.arrays["zeros"].values

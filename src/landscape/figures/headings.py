@@ -11,10 +11,12 @@ import numpy as np
 from matplotlib.artist import Artist
 from matplotlib.figure import Figure
 
-from landscape.figures.grids import SEPARATOR, escaped, faults_of, grid_of, marks_of, remarks
-from landscape.figures.quantities import SpectrumLike, number
+from landscape.figures.quantities import number
 from landscape.figures.series import Series, arrange, coordinate
+from landscape.figures.slice_labels import SEPARATOR, escaped, remarks
 from landscape.figures.style import MUTED, NEGATIVE
+from landscape.reading import StoredLike
+from landscape.stored_slices import faults_of, grid_of, marks_of
 
 LINE = 0.125  # inches from one line of the heading to the next
 LETTERS = 150  # of a line of the heading
@@ -42,7 +44,7 @@ class Heading:
             figure.legend(handles=list(keys), loc="upper right", ncols=len(keys), borderaxespad=0.3, fontsize=6.0)
 
 
-def heading(results: Sequence[SpectrumLike], series: Series | None = None) -> Heading:
+def heading(results: Sequence[StoredLike], series: Series | None = None) -> Heading:
     """Of one slice, or of several ordered along `series`."""
     first = results[0]
     if series is None or len(results) == 1:
@@ -61,7 +63,7 @@ def heading(results: Sequence[SpectrumLike], series: Series | None = None) -> He
     return Heading((title, *notes), tuple(line for fault in wrong for line in wrapped(fault, LETTERS).splitlines()))
 
 
-def _directions(results: Sequence[SpectrumLike], most: int = 48) -> str:
+def _directions(results: Sequence[StoredLike], most: int = 48) -> str:
     """The directions as they were asked for; of long ones the kinds alone, since axes tell the rest."""
     asked = {str(result.attributes.get("directions", "")) for result in results} - {""}
     told = ", ".join(sorted(asked))
@@ -70,7 +72,7 @@ def _directions(results: Sequence[SpectrumLike], most: int = 48) -> str:
     return escaped(f"directions: {told}") if told else ""
 
 
-def _together(results: Sequence[SpectrumLike]) -> list[str]:
+def _together(results: Sequence[StoredLike]) -> list[str]:
     """What must be said of several slices at once."""
     said = []
     holes = sum(grid_of(result).holes > 0 for result in results)
@@ -84,22 +86,22 @@ def _together(results: Sequence[SpectrumLike]) -> list[str]:
     return said
 
 
-def ordered(results: Sequence[SpectrumLike], by: str | None) -> tuple[Series, list[SpectrumLike]]:
+def ordered(results: Sequence[StoredLike], by: str | None) -> tuple[Series, list[StoredLike]]:
     """The series, and its members in its order: replicates after one another, by seed where they have one."""
     series = arrange(results, by)
-    placed: list[SpectrumLike] = []
+    placed: list[StoredLike] = []
     for row in series.rows:
         placed += sorted(row.results, key=_seed)
     return series, placed
 
 
-def _seed(result: SpectrumLike) -> tuple[bool, float, str]:
+def _seed(result: StoredLike) -> tuple[bool, float, str]:
     seed = coordinate(result, "seed")
     known = isinstance(seed, int | float)
     return (not known, float(seed) if known else 0.0, result.provenance.checkpoint)
 
 
-def label_of(result: SpectrumLike, series: Series) -> str:
+def label_of(result: StoredLike, series: Series) -> str:
     """`width 8`, with the seed where several share the width; the checkpoint's name where nothing else tells."""
     (row,) = (row for row in series.rows if any(member is result for member in row.results))
     name = row.label if series.name == "checkpoint" else f"{series.name} {row.label}"

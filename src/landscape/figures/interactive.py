@@ -9,20 +9,10 @@ from typing import Any
 import numpy as np
 
 from landscape.errors import UsageError
-from landscape.figures.grids import (
-    METRICS,
-    SEPARATOR,
-    Grid,
-    axis_labels,
-    faults_of,
-    grid_of,
-    is_wide,
-    marks_of,
-    masked,
-    remarks,
-)
-from landscape.figures.quantities import SpectrumLike, scalar, values
+from landscape.figures.slice_labels import SEPARATOR, axis_labels, remarks
 from landscape.figures.style import INK, MARK, MUTED, NEGATIVE, POSITIVE
+from landscape.reading import StoredLike, scalar, values
+from landscape.stored_slices import METRICS, Grid, faults_of, grid_of, is_wide, marks_of, masked
 
 IDENTIFIER = "landscape"  # of the element that holds the plot: fixed, so that the same result gives the same bytes
 MOST_HOVERS = 40_000  # cells beyond which a text for each would make the page heavier than plotly itself
@@ -52,7 +42,7 @@ p.wrong {{ color: {wrong}; font-weight: bold; }}
 """
 
 
-def draw_page(result: SpectrumLike) -> bytes:
+def draw_page(result: StoredLike) -> bytes:
     """The page of one slice, UTF-8: a surface in 3-D, or a curve for a line. The same result gives the same bytes.
 
     Raises UsageError where plotly is not installed.
@@ -88,13 +78,13 @@ def _plain(value: float) -> str:
     return f"{value:.4g}"
 
 
-def _labels(result: SpectrumLike) -> list[str]:
+def _labels(result: StoredLike) -> list[str]:
     """The directions, x and y, in words."""
     labels = [label.replace(r"\$", "$") for label in axis_labels(result, _plain)]
     return [f"{name}: {label.replace(SEPARATOR, ', ')}" for name, label in zip("xy", labels, strict=False)]
 
 
-def _hovers(result: SpectrumLike, grid: Grid) -> np.ndarray | None:
+def _hovers(result: StoredLike, grid: Grid) -> np.ndarray | None:
     """What each cell says when pointed at, [y, x] of text; None for a grid too large for that."""
     if grid.loss.size > MOST_HOVERS:
         return None
@@ -118,7 +108,7 @@ def _axis(text: str, **more: Any) -> dict[str, Any]:
     return {"title": {"text": text}, "showgrid": True, "gridcolor": "#dddddd", "zeroline": False, **more}
 
 
-def _surface(result: SpectrumLike, grid: Grid) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+def _surface(result: StoredLike, grid: Grid) -> tuple[list[dict[str, Any]], dict[str, Any]]:
     """The loss over the plane, coloured by itself; buttons change its scale where it is positive."""
     positive = not bool((grid.loss < 0).any()) and bool((grid.loss > 0).any())
     log = is_wide(grid.loss)
@@ -183,7 +173,7 @@ def _buttons(grid: Grid, decades: np.ndarray, bars: Mapping[bool, Any], log: boo
     return {**place, "active": int(log), "showactive": True, "buttons": choices}
 
 
-def _marks_in_space(result: SpectrumLike) -> list[dict[str, Any]]:
+def _marks_in_space(result: StoredLike) -> list[dict[str, Any]]:
     """The checkpoint, and other ones at their true losses in order, with a stem down or up to the surface."""
     traces: list[dict[str, Any]] = []
     marks = marks_of(result)
@@ -215,7 +205,7 @@ def _in_space(name: str, x: Any, y: Any, z: Any, mode: str, colour: str, size: f
     return {**points, "line": {"color": colour, "width": size}, "marker": {"color": colour, "size": size}}
 
 
-def _line(result: SpectrumLike, grid: Grid) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+def _line(result: StoredLike, grid: Grid) -> tuple[list[dict[str, Any]], dict[str, Any]]:
     """Loss against x with the bands of several lines, marks at their true losses, and buttons for the scale."""
     traces = _bands(result, grid)
     hovers = _hovers(result, grid)
@@ -253,7 +243,7 @@ def _line(result: SpectrumLike, grid: Grid) -> tuple[list[dict[str, Any]], dict[
     return traces, layout
 
 
-def _bands(result: SpectrumLike, grid: Grid) -> list[dict[str, Any]]:
+def _bands(result: StoredLike, grid: Grid) -> list[dict[str, Any]]:
     """Quantiles over several lines, thin."""
     shares, quantiles = values(result, "quantile"), values(result, "loss_quantile")
     if shares is None or quantiles is None:

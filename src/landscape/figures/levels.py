@@ -11,11 +11,11 @@ import numpy as np
 from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.ticker import MaxNLocator
 
-from landscape.figures.grids import is_wide
 from landscape.figures.quantities import number
 from landscape.figures.scale import decade_label
 from landscape.figures.style import NEGATIVE, POSITIVE
 from landscape.figures.transform import from_axis, to_axis
+from landscape.stored_slices import is_wide
 
 BANDS = 14
 LABELS = 7

@@ -14,21 +14,10 @@ from matplotlib.gridspec import GridSpec
 from matplotlib.patches import Patch
 from matplotlib.ticker import LogFormatterMathtext, LogLocator, NullFormatter
 
-from landscape.figures.grids import (
-    Grid,
-    axis_labels,
-    direction_names,
-    grid_of,
-    inside,
-    is_wide,
-    marks_of,
-    masked,
-    metrics_of,
-    percent,
-)
 from landscape.figures.headings import heading, label_of, ordered, stacked, tail
 from landscape.figures.levels import levels_of
-from landscape.figures.quantities import SpectrumLike, number, scalar, values
+from landscape.figures.quantities import number
+from landscape.figures.slice_labels import axis_labels, direction_names, metrics_of, percent
 from landscape.figures.style import (
     INK,
     MUTED,
@@ -40,6 +29,8 @@ from landscape.figures.style import (
     paper_style,
     sequence_colours,
 )
+from landscape.reading import StoredLike, scalar, values
+from landscape.stored_slices import Grid, grid_of, inside, is_wide, marks_of, masked
 
 HEIGHT = 2.7
 NAMED = 12  # lines that a legend can name
@@ -48,7 +39,7 @@ NAMED = 12  # lines that a legend can name
 BANDS = 6
 
 
-def draw_lines(results: Sequence[SpectrumLike], by: str | None = None) -> Figure:
+def draw_lines(results: Sequence[StoredLike], by: str | None = None) -> Figure:
     """The loss in one panel, a curve a result; further metrics that all of them have in panels below."""
     series, placed = ordered(results, by)
     grids = [grid_of(result) for result in placed]
@@ -118,7 +109,7 @@ def _finish(axes: Axes, grids: Sequence[Grid], fields: Sequence[np.ndarray]) -> 
         _shade(axes, grids[0])
 
 
-def _name_abscissa(axes: Axes, results: Sequence[SpectrumLike]) -> None:
+def _name_abscissa(axes: Axes, results: Sequence[StoredLike]) -> None:
     """The direction, with as much as all lines share of it."""
     labels = {axis_labels(result)[0] for result in results}
     names = {direction_names(result)[0] for result in results}
@@ -134,7 +125,7 @@ def _shade(axes: Axes, grid: Grid) -> None:
             axes.axvspan(edges[i], edges[i + 1], facecolor=colour, edgecolor=MUTED, hatch=hatch, lw=0, zorder=0)
 
 
-def _draw_planes(axes: Axes, result: SpectrumLike, grid: Grid) -> None:
+def _draw_planes(axes: Axes, result: StoredLike, grid: Grid) -> None:
     """Every random line thinly, and quantiles as bands from the outside in."""
     every = values(result, "plane_loss")
     if every is not None:
@@ -154,7 +145,7 @@ def _draw_planes(axes: Axes, result: SpectrumLike, grid: Grid) -> None:
         axes.fill_between(grid.x, low, high, color=tuple(colour), lw=0, zorder=0.5 + 0.1 * depth, label=words)
 
 
-def _draw_band(axes: Axes, result: SpectrumLike, grid: Grid, colour: Colour | str) -> None:
+def _draw_band(axes: Axes, result: StoredLike, grid: Grid, colour: Colour | str) -> None:
     """The outer quantiles of several random lines, one band beside those of other results."""
     shares, quantiles = values(result, "quantile"), values(result, "loss_quantile")
     if shares is None or quantiles is None:
@@ -165,7 +156,7 @@ def _draw_band(axes: Axes, result: SpectrumLike, grid: Grid, colour: Colour | st
     axes.set_title(f"median, and {percent(shares[i])} to {percent(shares[j])} of the lines", loc="right")
 
 
-def _draw_marks(axes: Axes, result: SpectrumLike, grid: Grid) -> None:
+def _draw_marks(axes: Axes, result: StoredLike, grid: Grid) -> None:
     """The checkpoint, the other ones at their true losses, and the barrier over the straight line."""
     centre = scalar(result, "loss_centre")
     if math.isfinite(centre):
@@ -190,7 +181,7 @@ def _draw_marks(axes: Axes, result: SpectrumLike, grid: Grid) -> None:
             axes.annotate(f"barrier {number(barrier)}", tuple(middle), (5, 0), **offset)
 
 
-def _explain(axes: Axes, results: Sequence[SpectrumLike], grids: Sequence[Grid]) -> None:
+def _explain(axes: Axes, results: Sequence[StoredLike], grids: Sequence[Grid]) -> None:
     """Legend: curves where they can be named, bands, marks and holes."""
     handles, labels = axes.get_legend_handles_labels()
     if len(results) == 1:

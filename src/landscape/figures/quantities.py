@@ -3,35 +3,20 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from landscape.errors import UsageError
 from landscape.figures.transform import from_axis, stretch, to_axis
+from landscape.reading import HasArrays, StoredLike, scalar, values
 
 if TYPE_CHECKING:
-    from landscape.results import Array, Provenance
+    pass
 
 OPERATORS = {"hessian": "Hessian", "ggn": "Gauss–Newton", "residual": "residual H − GGN"}
-
-
-class HasArrays(Protocol):
-    """Anything with the labelled arrays of a spectrum."""
-
-    @property
-    def arrays(self) -> Mapping[str, Array]: ...
-
-
-class SpectrumLike(HasArrays, Protocol):
-    """A stored spectrum, as `landscape.store.read_result` gives it."""
-
-    @property
-    def attributes(self) -> Mapping[str, Any]: ...
-    @property
-    def provenance(self) -> Provenance: ...
 
 
 @dataclass(frozen=True)
@@ -52,20 +37,6 @@ class Curve:
     y: np.ndarray
     low: np.ndarray | None
     high: np.ndarray | None
-
-
-def values(result: HasArrays, name: str) -> np.ndarray | None:
-    """The numbers of a field, or None where it was not computed."""
-    array = result.arrays.get(name)
-    return None if array is None else np.asarray(array.values)
-
-
-def scalar(result: HasArrays, name: str, index: int = 0) -> float:
-    """A field as one float (the entry `index` of an axis); NaN where it is absent."""
-    array = values(result, name)
-    if array is None or array.size <= index:
-        return math.nan
-    return float(np.atleast_1d(array)[index])
 
 
 def pairs(result: HasArrays, end: str) -> Pairs:
@@ -212,7 +183,7 @@ def _counted(eigenvalues: np.ndarray, width: float, decades: float) -> Curve:
     return Curve(np.repeat(edges, 2)[1:-1], np.repeat(counts / decades, 2), None, None)
 
 
-def one_operator(results: list[SpectrumLike]) -> str:
+def one_operator(results: list[StoredLike]) -> str:
     """The operator that all results share; mixing curvatures in one figure would compare unlike things."""
     names = sorted({str(r.attributes.get("operator", "hessian")) for r in results})
     if len(names) > 1:

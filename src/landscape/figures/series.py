@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from landscape.errors import UsageError
-from landscape.figures.quantities import SpectrumLike, has_density, number, one_operator, scalar, smoothed
+from landscape.figures.quantities import has_density, number, one_operator, smoothed
+from landscape.reading import StoredLike, scalar
 
 PREFERRED = ("width", "step", "seed", "parameters")
 OWN = ("parameters", "checkpoint")  # what every result has, besides the coordinates of its sweep
@@ -21,7 +22,7 @@ class Row:
 
     label: str
     position: float
-    results: tuple[SpectrumLike, ...]
+    results: tuple[StoredLike, ...]
 
 
 @dataclass(frozen=True)
@@ -33,7 +34,7 @@ class Series:
     rows: tuple[Row, ...]
 
 
-def coordinate(result: SpectrumLike, name: str) -> Any:
+def coordinate(result: StoredLike, name: str) -> Any:
     """The value of one coordinate of a result, None where it has none."""
     found = result.provenance.coordinates.get(name)
     if found is not None:
@@ -44,7 +45,7 @@ def coordinate(result: SpectrumLike, name: str) -> Any:
     return result.provenance.checkpoint if name == "checkpoint" else None
 
 
-def choose_coordinate(results: Sequence[SpectrumLike], by: str | None) -> str:
+def choose_coordinate(results: Sequence[StoredLike], by: str | None) -> str:
     """`by`, checked; or the first of width, step, seed and parameters that varies, else the checkpoint's name."""
     known = [set(r.provenance.coordinates) | set(OWN) for r in results]
     if by is None:
@@ -61,14 +62,14 @@ def choose_coordinate(results: Sequence[SpectrumLike], by: str | None) -> str:
     return by
 
 
-def arrange(results: Sequence[SpectrumLike], by: str | None = None) -> Series:
+def arrange(results: Sequence[StoredLike], by: str | None = None) -> Series:
     """Sort results into rows of equal coordinate."""
     if not results:
         raise UsageError("There is no result to plot.", hint="name result files, globs or folders")
     name = choose_coordinate(results, by)
     found = [coordinate(r, name) for r in results]
     numeric = all(_is_number(v) for v in found)
-    groups: dict[Any, list[SpectrumLike]] = {}
+    groups: dict[Any, list[StoredLike]] = {}
     for value, result in zip(found, results, strict=True):
         groups.setdefault(float(value) if numeric else _key(value), []).append(result)
     rows = [
@@ -78,7 +79,7 @@ def arrange(results: Sequence[SpectrumLike], by: str | None = None) -> Series:
     return Series(name.replace("$", r"\$"), numeric, tuple(rows))
 
 
-def caveats(results: Sequence[SpectrumLike], by: str | None = None) -> list[str]:
+def caveats(results: Sequence[StoredLike], by: str | None = None) -> list[str]:
     """What a reader of a figure of spectra must know about these results; also refuses mixed operators."""
     one_operator(list(results))
     notes = differences(results)
@@ -102,7 +103,7 @@ def caveats(results: Sequence[SpectrumLike], by: str | None = None) -> list[str]
     return notes
 
 
-def differences(results: Sequence[SpectrumLike]) -> list[str]:
+def differences(results: Sequence[StoredLike]) -> list[str]:
     """In what results in one figure are unlike, though they should not be; and how many are of unfinished runs."""
     notes = [
         f"results of different {words} are drawn together"

@@ -15,7 +15,6 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullForm
 from landscape.figures.quantities import (
     Curve,
     Pairs,
-    SpectrumLike,
     interval,
     linear_width,
     number,
@@ -23,19 +22,18 @@ from landscape.figures.quantities import (
     pairs,
     per_decade,
     resolution,
-    scalar,
     smoothed,
-    values,
 )
 from landscape.figures.scale import decade_label, pad, set_adaptive, set_asinh
 from landscape.figures.style import INK, MUTED, NEGATIVE, POSITIVE, new_figure, paper_style
 from landscape.figures.transform import to_axis
+from landscape.reading import StoredLike, scalar, values
 
 HEIGHT = 3.9
 FLOOR = 0.5  # eigenvalues per decade; below half of one there is nothing but the tails of the kernel
 
 
-def draw_spectrum(result: SpectrumLike) -> Figure:
+def draw_spectrum(result: StoredLike) -> Figure:
     """Density on an asinh axis, extreme eigenvalues with residuals, and trace, negative part and exclusion."""
     with paper_style():
         figure = new_figure(HEIGHT, head=0.41)
@@ -49,7 +47,7 @@ def draw_spectrum(result: SpectrumLike) -> Figure:
     return figure
 
 
-def spectrum_limits(result: SpectrumLike, curve: Curve | None, width: float) -> tuple[float, float]:
+def spectrum_limits(result: StoredLike, curve: Curve | None, width: float) -> tuple[float, float]:
     """Eigenvalue range to show: both ends with residuals, and the density where it is above `FLOOR`."""
     seen = [np.array([-width, width]) if curve is None else curve.x[curve.y >= FLOOR]]
     for end in ("top", "bottom"):
@@ -70,7 +68,7 @@ def tint_negative(axes: Axes, limits: tuple[float, float], unresolved: float) ->
     return False
 
 
-def _draw_density(axes: Axes, result: SpectrumLike) -> None:
+def _draw_density(axes: Axes, result: StoredLike) -> None:
     """Panel a."""
     width = linear_width(result)
     unresolved = resolution(result)
@@ -154,7 +152,7 @@ def _mark_outliers(axes: Axes, found: Pairs, height: float) -> bool:
     return found.value.size > 0
 
 
-def _explain(axes: Axes, result: SpectrumLike, curve: Curve | None, marks: bool, tinted: bool) -> None:
+def _explain(axes: Axes, result: StoredLike, curve: Curve | None, marks: bool, tinted: bool) -> None:
     """Legend of panel a."""
     handles: list[Line2D | Patch] = []
     if curve is not None:
@@ -171,7 +169,7 @@ def _explain(axes: Axes, result: SpectrumLike, curve: Curve | None, marks: bool,
     axes.legend(handles=handles, loc="upper right")
 
 
-def _draw_end(axes: Axes, result: SpectrumLike, end: str) -> None:
+def _draw_end(axes: Axes, result: StoredLike, end: str) -> None:
     """Panels b and c: eigenvalues by rank with their residuals, hollow where not converged."""
     found = pairs(result, end)
     letter, words = ("b", "largest eigenvalues") if end == "top" else ("c", "smallest eigenvalues")
@@ -217,7 +215,7 @@ def _draw_end(axes: Axes, result: SpectrumLike, end: str) -> None:
     axes.set_ylabel("λ")
 
 
-def _write_numbers(axes: Axes, result: SpectrumLike) -> None:
+def _write_numbers(axes: Axes, result: StoredLike) -> None:
     """The four statements below the panels."""
     axes.axis("off")
     places = [(0.0, 0.55, 0.115), (0.0, 0.0, 0.115), (0.66, 0.55, 0.115), (0.66, 0.0, 0.115)]
@@ -226,7 +224,7 @@ def _write_numbers(axes: Axes, result: SpectrumLike) -> None:
         axes.text(x + indent, y, text, transform=axes.transAxes, fontsize=6.6, va="bottom")
 
 
-def statements(result: SpectrumLike) -> list[tuple[str, str]]:
+def statements(result: StoredLike) -> list[tuple[str, str]]:
     """Negative count, exclusion, trace and negative mass in words, each with its interval."""
     count = [scalar(result, f"negative_count_{end}") for end in ("low", "high")]
     tau = scalar(result, "tau_absolute")
@@ -247,7 +245,7 @@ def statements(result: SpectrumLike) -> list[tuple[str, str]]:
     ]
 
 
-def _write_title(figure: Figure, result: SpectrumLike) -> None:
+def _write_title(figure: Figure, result: StoredLike) -> None:
     """Two lines above: which checkpoint; which operator, how many parameters, at what loss."""
     name = result.provenance.checkpoint or "spectrum"
     shown = name if len(name) <= 80 else "…" + name[-79:]

@@ -10,10 +10,11 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.ticker import FixedFormatter, FixedLocator, MaxNLocator, NullFormatter, NullLocator
 
-from landscape.figures.quantities import SpectrumLike, pairs, scalar
+from landscape.figures.quantities import pairs
 from landscape.figures.scale import set_adaptive
 from landscape.figures.series import Series
 from landscape.figures.style import MUTED, Colour
+from landscape.reading import StoredLike, scalar
 
 
 @dataclass(frozen=True)
@@ -28,7 +29,7 @@ class Bounded:
     pinned: bool = True  # False: only the bracket is known, so no line leads through the value
 
 
-def extreme(result: SpectrumLike, end: str) -> Bounded:
+def extreme(result: StoredLike, end: str) -> Bounded:
     """The outermost eigenvalue at one end with its residual, and at the bottom the exclusion bound."""
     found = pairs(result, end)
     if found.value.size == 0:
@@ -39,26 +40,26 @@ def extreme(result: SpectrumLike, end: str) -> Bounded:
     return Bounded(value, value - residual, value + residual, bool(found.converged[0]), reach)
 
 
-def negative_count(result: SpectrumLike) -> Bounded:
+def negative_count(result: StoredLike) -> Bounded:
     """The certified count, up to the upper bound."""
     low, high = scalar(result, "negative_count_low"), scalar(result, "negative_count_high")
     return Bounded(low, low, high, pinned=low == high)
 
 
-def negative_mass(result: SpectrumLike) -> Bounded:
+def negative_mass(result: StoredLike) -> Bounded:
     """In per cent of the sum of |eigenvalues|."""
     value, low, high = (100 * scalar(result, f"negative_mass{s}") for s in ("", "_low", "_high"))
     return Bounded(value, low, high)
 
 
-def mean_eigenvalue(result: SpectrumLike) -> Bounded:
+def mean_eigenvalue(result: StoredLike) -> Bounded:
     """Trace over the number of parameters."""
     size = scalar(result, "parameters")
     value, low, high = (scalar(result, f"trace{s}") / size for s in ("", "_low", "_high"))
     return Bounded(value, low, high)
 
 
-SUMMARIES: list[tuple[str, Callable[[SpectrumLike], Bounded]]] = [
+SUMMARIES: list[tuple[str, Callable[[StoredLike], Bounded]]] = [
     ("b   largest eigenvalue", lambda r: extreme(r, "top")),
     ("c   smallest eigenvalue", lambda r: extreme(r, "bottom")),
     ("d   eigenvalues below −τ", negative_count),

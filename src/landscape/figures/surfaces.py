@@ -20,25 +20,13 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator
 from mpl_toolkits.mplot3d.art3d import Poly3DCollection
 
 from landscape.errors import UsageError
-from landscape.figures.grids import (
-    SEPARATOR,
-    UNIT,
-    Grid,
-    Marks,
-    axis_labels,
-    direction_names,
-    inside,
-    marks_of,
-    metrics_of,
-    one_shape,
-    triangles,
-    unit_labels,
-)
 from landscape.figures.headings import heading, label_of, ordered, stacked, tail, wrapped
 from landscape.figures.levels import Levels, level_text, levels_of
 from landscape.figures.lines import draw_lines
-from landscape.figures.quantities import SpectrumLike, values
+from landscape.figures.slice_labels import SEPARATOR, UNIT, axis_labels, direction_names, metrics_of, unit_labels
 from landscape.figures.style import INK, MUTED, NEGATIVE, PALE, new_figure, paper_style
+from landscape.reading import StoredLike, values
+from landscape.stored_slices import Grid, Marks, inside, marks_of, one_shape, triangles
 
 MOST = 24  # panels of one figure
 PANEL = 2.75  # inches high
@@ -47,7 +35,7 @@ FACES = 101  # rows and columns of the 3-D surface, at most: more cannot be told
 HATCH = {"missing": ("/////", PALE, "not computed"), "broken": ("xxxxx", "#f3d3bd", "NaN or Inf")}
 
 
-def draw_slices(results: Sequence[SpectrumLike], by: str | None = None) -> Figure:
+def draw_slices(results: Sequence[StoredLike], by: str | None = None) -> Figure:
     """One plane in detail, several side by side on one scale of loss, or lines in one panel."""
     if not results:
         raise UsageError("There is no result to plot.", hint="name result files, globs or folders")
@@ -62,7 +50,7 @@ def draw_slices(results: Sequence[SpectrumLike], by: str | None = None) -> Figur
     return _draw_one(results[0], grids[0]) if len(results) == 1 else _draw_many(results, by)
 
 
-def _draw_one(result: SpectrumLike, grid: Grid) -> Figure:
+def _draw_one(result: StoredLike, grid: Grid) -> Figure:
     """Contours and 3-D surface of the loss; below, contours of whatever else was computed."""
     others = metrics_of(result, grid)
     columns = 2 if len(others) in (2, 4) else 3
@@ -96,7 +84,7 @@ def _draw_one(result: SpectrumLike, grid: Grid) -> Figure:
     return figure
 
 
-def _draw_many(results: Sequence[SpectrumLike], by: str | None) -> Figure:
+def _draw_many(results: Sequence[StoredLike], by: str | None) -> Figure:
     """Contours of every plane, in the order of the coordinate, with one set of levels and one colour bar."""
     series, placed = ordered(results, by)
     grids = one_shape(placed)
@@ -125,7 +113,7 @@ def _draw_many(results: Sequence[SpectrumLike], by: str | None) -> Figure:
     return figure
 
 
-def _name_axes(figure: Figure, panels: Sequence[Axes], results: Sequence[SpectrumLike], head: float) -> None:
+def _name_axes(figure: Figure, panels: Sequence[Axes], results: Sequence[StoredLike], head: float) -> None:
     """What all panels share of their directions once for the figure, the rest at each panel."""
     free = figure.get_figheight() - head
     pitch = figure.get_figwidth() / _columns(len(panels))
@@ -214,7 +202,7 @@ def _hole_keys(grids: Sequence[Grid]) -> list[Patch]:
     ]
 
 
-def _label(axes: Axes, result: SpectrumLike, letters: int = 46) -> None:
+def _label(axes: Axes, result: StoredLike, letters: int = 46) -> None:
     for axis in (axes.xaxis, axes.yaxis):
         axis.set_major_locator(MaxNLocator(6, steps=[1, 2, 5, 10]))
     across, up = axis_labels(result)[:2]
@@ -222,7 +210,7 @@ def _label(axes: Axes, result: SpectrumLike, letters: int = 46) -> None:
     axes.set_ylabel(stacked(up, letters))
 
 
-def _shape(result: SpectrumLike, grid: Grid) -> float:
+def _shape(result: StoredLike, grid: Grid) -> float:
     """Height over width of a panel: to scale in distance where that is not too long, otherwise square."""
     norms = values(result, "direction_norm")
     unit = 1.0 if norms is None or len(norms) < 2 or not (norms > 0).all() else float(norms[1] / norms[0])
@@ -246,7 +234,7 @@ def _bar(figure: Figure, axes: Any, levels: Levels | None, label: str = "", inse
     bar.set_label(label)
 
 
-def _draw_marks(axes: Axes, result: SpectrumLike, grid: Grid, levels: Levels | None, name: bool = False) -> None:
+def _draw_marks(axes: Axes, result: StoredLike, grid: Grid, levels: Levels | None, name: bool = False) -> None:
     """The checkpoint as a cross; other checkpoints in order, each in the colour of its true loss."""
     marks = marks_of(result)
     if marks is not None:
@@ -290,7 +278,7 @@ def _name_marks(axes: Axes, marks: Marks, within: np.ndarray, grid: Grid) -> Non
         )
 
 
-def _surface(axes: Any, result: SpectrumLike, grid: Grid, levels: Levels | None) -> None:
+def _surface(axes: Any, result: StoredLike, grid: Grid, levels: Levels | None) -> None:
     """The loss over the plane, shaded; marks do not hide behind it because there are none here."""
     axes.set(xlabel=_first_words(result, 0), ylabel=_first_words(result, 1))
     for axis in (axes.xaxis, axes.yaxis, axes.zaxis):
@@ -347,7 +335,7 @@ def _shaded(corners: np.ndarray, colours: np.ndarray) -> np.ndarray:
     return np.concatenate([np.clip(colours[:, :3] * light[:, None], 0, 1), colours[:, 3:]], axis=1)
 
 
-def _first_words(result: SpectrumLike, which: int, most: int = 26) -> str:
+def _first_words(result: StoredLike, which: int, most: int = 26) -> str:
     """A short name of a direction, for the axes in perspective."""
     name = direction_names(result)[which].split(SEPARATOR)[0].split(",")[0]
     return name if len(name) <= most else f"{name[: most - 1].rstrip()}…"

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from landscape.figures.quantities import linear_width, pairs, scalar, values
+from landscape.figures.quantities import linear_width, pairs
+from landscape.reading import scalar, values
 from landscape.spectral.density import Measure, brackets
 from landscape.spectral.density import count as count_in
 

@@ -7,13 +7,13 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from landscape.figures.descents import COLOURS
-from landscape.figures.quantities import SpectrumLike, scalar
 from landscape.figures.style import INK, MUTED, NEGATIVE, POSITIVE, new_figure, paper_style
+from landscape.reading import StoredLike, scalar
 
 HEIGHT = 2.9
 
 
-def draw_escape(result: SpectrumLike) -> Figure:
+def draw_escape(result: StoredLike) -> Figure:
     """Loss along the direction, its even and odd parts, and the descent from the better side."""
     arrays = result.arrays
     offsets = arrays["offset_length"].values
@@ -41,7 +41,7 @@ def draw_escape(result: SpectrumLike) -> Figure:
     return figure
 
 
-def _draw_path(axes: Axes, result: SpectrumLike) -> None:
+def _draw_path(axes: Axes, result: StoredLike) -> None:
     axes.set_title("c   descent from there", fontweight="bold")
     if "path_loss" not in result.arrays:
         axes.set_axis_off()
@@ -60,7 +60,7 @@ def _draw_path(axes: Axes, result: SpectrumLike) -> None:
     axes.legend()
 
 
-def draw_widen(result: SpectrumLike) -> Figure:
+def draw_widen(result: StoredLike) -> Figure:
     """Loss along the old dimensions and along the new ones; inertia foretold against found; losses reached."""
     arrays = result.arrays
     lowest = arrays["lambda_min"].values
@@ -78,7 +78,7 @@ def draw_widen(result: SpectrumLike) -> Figure:
     return figure
 
 
-def _draw_signature(axes: Axes, result: SpectrumLike, best: int) -> None:
+def _draw_signature(axes: Axes, result: StoredLike, best: int) -> None:
     arrays = result.arrays
     offsets, old, new = (arrays[n].values for n in ("offset_length", "old_loss", "new_loss"))
     base = scalar(result, "loss")
@@ -97,7 +97,7 @@ def _draw_signature(axes: Axes, result: SpectrumLike, best: int) -> None:
     axes.legend(loc="upper center", frameon=True, framealpha=0.85, edgecolor="none")
 
 
-def _draw_inertia(axes: Axes, result: SpectrumLike) -> None:
+def _draw_inertia(axes: Axes, result: StoredLike) -> None:
     """Every split a point: found against foretold, jittered by nothing, so that the diagonal is exact."""
     arrays = result.arrays
     axes.set_title("b   eigenvalues", fontweight="bold")
@@ -120,7 +120,7 @@ def _draw_inertia(axes: Axes, result: SpectrumLike) -> None:
     axes.legend()
 
 
-def _draw_reached(axes: Axes, result: SpectrumLike) -> None:
+def _draw_reached(axes: Axes, result: StoredLike) -> None:
     arrays = result.arrays
     axes.set_title("c   losses reached", fontweight="bold")
     if "escape_loss" not in arrays:

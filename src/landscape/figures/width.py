@@ -11,30 +11,21 @@ from matplotlib.figure import Figure
 from matplotlib.gridspec import GridSpec
 from matplotlib.ticker import FixedFormatter, FixedLocator
 
-from landscape.figures.quantities import (
-    Curve,
-    SpectrumLike,
-    bin_width,
-    one_operator,
-    pairs,
-    per_decade,
-    resolution,
-    scalar,
-    shared_width,
-)
+from landscape.figures.quantities import Curve, bin_width, one_operator, pairs, per_decade, resolution, shared_width
 from landscape.figures.scale import set_asinh
 from landscape.figures.series import Row, Series, arrange
 from landscape.figures.spectrum import FLOOR, spectrum_limits, tint_negative
 from landscape.figures.style import INK, MUTED, NEGATIVE, Colour, new_figure, paper_style, sequence_colours
 from landscape.figures.summaries import KEY, draw_summaries
 from landscape.figures.transform import from_axis, to_axis
+from landscape.reading import StoredLike, scalar
 
 HEIGHT = 5.6
 OVERLAP = 1.15  # height of the highest ridge, in distances between rows
 LABELS = 26  # more rows than this cannot all be named
 
 
-def draw_spectra(results: Sequence[SpectrumLike], by: str | None = None) -> Figure:
+def draw_spectra(results: Sequence[StoredLike], by: str | None = None) -> Figure:
     """Ridgeline of the densities over the coordinate `by`, and five summaries against it, one point a result."""
     series = arrange(results, by)
     operator = one_operator(list(results))

@@ -15,9 +15,10 @@ from torch import Tensor
 
 from landscape.certificate import TAU, Certificate
 from landscape.certifying import HESSIAN_BYTES, certify_dense, dense_hessians
-from landscape.descending import Progress, Trajectory, Way, descend_stack
+from landscape.descending import Trajectory, Way, descend_stack
 from landscape.ensemble import Stack
 from landscape.optim.damped import REASONS
+from landscape.progress import Progress
 from landscape.symmetries import symmetries_of
 
 # ‖∇L‖² below this is a critical point. Certificates ask for more, max |∇L| ≤ 1e-8: the verdict tells which do.

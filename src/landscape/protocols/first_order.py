@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from landscape.descending import Progress
 from landscape.ensemble import Stack
+from landscape.progress import Progress
 
 # Steps between two reports.
 TOLD = 100

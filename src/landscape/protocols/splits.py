@@ -15,11 +15,12 @@ from torch import Tensor
 
 from landscape.certificate import TAU as VERDICT_TAU
 from landscape.certifying import dense_hessians, inertia
-from landscape.descending import Progress, Way
+from landscape.descending import Way
 from landscape.ensemble import Stack
 from landscape.escaping import kicked, ways_out
 from landscape.objective import Objective, build_objective
 from landscape.problem import Problem
+from landscape.progress import Progress
 from landscape.splitting import foretell, inner_hessians
 from landscape.stacking import build_stack
 from landscape.structure import Hidden

@@ -14,9 +14,10 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from landscape.descending import Progress, Way, descend_stack, flow_stack
+from landscape.descending import Way, descend_stack, flow_stack
 from landscape.optim.damped import REASONS
 from landscape.problem import Problem
+from landscape.progress import Progress
 from landscape.protocols.first_order import FirstOrder, first_order
 from landscape.stacking import build_stack, most_members
 from landscape.structure import Hidden

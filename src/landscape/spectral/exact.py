@@ -16,10 +16,11 @@ from landscape.linalg.dense import DenseSpectrum, dense_spectrum, materialise
 from landscape.memory import usable_bytes
 from landscape.objective import Objective
 from landscape.operators import CurvatureOperator
+from landscape.progress import Progress
 from landscape.spectral.density import density_of, measure_of_all
 from landscape.spectral.negative import negative_exact
 from landscape.spectral.noise import product_error
-from landscape.spectral.settings import Progress, SpectrumSettings
+from landscape.spectral.settings import SpectrumSettings
 
 # Dense is worth waiting this long for (seconds), whatever the iterative way would cost: its numbers are exact.
 PATIENCE = 10.0

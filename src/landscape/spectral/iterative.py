@@ -14,6 +14,7 @@ from landscape.linalg.exclusion import exclusion_bound
 from landscape.linalg.lanczos import Extremes
 from landscape.objective import Objective
 from landscape.operators import CurvatureOperator
+from landscape.progress import Progress
 from landscape.spectral.density import Measure, brackets, density_of
 from landscape.spectral.exact import vector_fields
 from landscape.spectral.extremes import (
@@ -33,7 +34,7 @@ from landscape.spectral.listed import BLIND, complete_ranks, reach_of
 from landscape.spectral.negative import Known, negative_bracketed
 from landscape.spectral.noise import product_error
 from landscape.spectral.probing import FEWEST_PROBES, Probing, probe, trace_interval
-from landscape.spectral.settings import Progress, SpectrumSettings
+from landscape.spectral.settings import SpectrumSettings
 
 # The probability of the exclusion statement.
 MISS_PROBABILITY = 1e-3

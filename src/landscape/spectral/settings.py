@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -17,7 +17,6 @@ TRACE_PRODUCTS = 64
 # Of the second look for copies, where no density does its work.
 LOOK_PRODUCTS = 20
 # Called as (stage, done, total).
-Progress = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True)

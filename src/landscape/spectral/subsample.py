@@ -18,8 +18,9 @@ from landscape.linalg.quadrature import gauss, negative_part_bracket, tridiagona
 from landscape.objective import Objective
 from landscape.operators import CurvatureOperator
 from landscape.problem import Batch
+from landscape.progress import Progress
 from landscape.spectral.extremes import basis_room, find_extremes
-from landscape.spectral.settings import Progress, SpectrumSettings
+from landscape.spectral.settings import SpectrumSettings
 from landscape.student import mean_interval, skewness
 
 # Parts for eigenvalues, whose bias grows as parts get smaller; and for the trace and the masses, which have none: as
