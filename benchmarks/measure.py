@@ -16,9 +16,9 @@ from benchmarks.rows import Bench
 from benchmarks.slices import POINTS, slice_rows
 from benchmarks.timing import Effort
 from benchmarks.truth import reference_of, truth_of
-from landscape.memory import keep_heap
-from landscape.objective import build_objective
-from landscape.operators import CurvatureOperator
+from landscape.curvature.operator import CurvatureOperator
+from landscape.problem.objective import build_objective
+from landscape.runtime.memory import keep_heap
 
 ROWS = ("products", "top", "bottom", "density", "whole", "slices", "memory")
 ON_DIGITS = {"products", "top", "bottom", "density", "whole"}

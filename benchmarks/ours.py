@@ -11,12 +11,12 @@ from torch import Tensor
 from benchmarks.problems import Case
 from benchmarks.truth import Measure
 from landscape import spectrum
+from landscape.curvature.eigenpairs import basis_room, find_extremes, krylov_width
+from landscape.curvature.operator import CurvatureOperator
+from landscape.curvature.product_error import product_error
 from landscape.linalg.probes import sphere
 from landscape.linalg.quadrature import gauss, tridiagonalise
-from landscape.objective import Objective, build_objective, gradients
-from landscape.operators import CurvatureOperator
-from landscape.spectral.extremes import basis_room, find_extremes, krylov_width
-from landscape.spectral.noise import product_error
+from landscape.problem.objective import Objective, build_objective, gradients
 
 
 def extremes(case: Case, seed: int, *, top: int, bottom: int, rtol: float, expected: int) -> np.ndarray:

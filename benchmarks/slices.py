@@ -19,9 +19,9 @@ from torch.nn import functional as F
 from benchmarks.problems import Case
 from benchmarks.timing import Effort, Timed, clocked
 from landscape import slice as sliced
-from landscape.direction import Around
-from landscape.directions.random import Options, make
-from landscape.objective import build_objective
+from landscape.problem.objective import build_objective
+from landscape.slices.directions.direction import Around
+from landscape.slices.directions.random import Options, make
 
 POINTS = 41
 CHUNKS = (64, 256, 1024)

@@ -12,11 +12,11 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from benchmarks.problems import Case
+from landscape.curvature.operator import CurvatureOperator
 from landscape.linalg.lanczos import lanczos_extremes
 from landscape.linalg.probes import sphere
 from landscape.linalg.quadrature import gauss, tridiagonalise
-from landscape.objective import build_objective
-from landscape.operators import CurvatureOperator
+from landscape.problem.objective import build_objective
 
 # Step of the central difference, for a unit vector: rounding 1e-16/1e-8, and too short to cross many kinks of ReLU.
 STEP = 1e-8

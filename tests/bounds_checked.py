@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from dense_truth import Truth
-from landscape.objective import build_objective
-from landscape.operators import CurvatureOperator
-from landscape.results import Spectrum
+from landscape.curvature.operator import CurvatureOperator
+from landscape.problem.objective import build_objective
+from landscape.results.fields import Spectrum
 from random_problems import Drawn
 
 # Rates at which a bound may be missed; "certain" never.

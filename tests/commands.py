@@ -23,8 +23,10 @@ FORKS.set_forkserver_preload(
         *("torch", "torch.func", "torch.fx", "torch.fx.experimental.symbolic_shapes", "h5py"),
         *("scipy.optimize", "scipy.linalg", "scipy.stats", "scipy.integrate", "rich.console", "rich.table"),
         *("matplotlib.figure", "matplotlib.backends.backend_agg"),
-        *("landscape", "landscape.cli", "landscape.loading", "landscape.store", "landscape.figures.choice"),
-        *(f"landscape.analyses.{name}" for name in ("spectrum", "descend", "escape", "widen", "slice", "doctor")),
+        *("landscape", "landscape.cli", "landscape.checkpoints.load", "landscape.results.store"),
+        "landscape.figures.choice",
+        *("landscape.spectra.run", "landscape.points.descend", "landscape.points.escape", "landscape.widening.run"),
+        *("landscape.slices.run", "landscape.diagnosis.run"),
     ]
 )
 

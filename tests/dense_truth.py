@@ -20,7 +20,7 @@ from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 import taylor
-from landscape.problem import Problem
+from landscape.problem.problem import Problem
 
 EPS = np.finfo(np.float64).eps
 

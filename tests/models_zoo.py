@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from landscape.problem import Problem
+from landscape.problem.problem import Problem
 
 SAMPLES, TIME, WIDTH, CLASSES = 7, 4, 6, 3
 

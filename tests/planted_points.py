@@ -16,10 +16,10 @@ import torch
 from torch import Tensor, nn
 
 from landscape import descend
-from landscape.certificate import Certificate, from_dict
-from landscape.certifying import certify_stack
-from landscape.problem import Problem
-from landscape.stacking import build_stack
+from landscape.points.certificate import Certificate, from_dict
+from landscape.points.certify import certify_stack
+from landscape.problem.problem import Problem
+from landscape.stack.build import build_stack
 from planted import planted_dense
 from surfaces import linear_network, surface
 

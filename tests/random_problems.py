@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from landscape.problem import Problem
+from landscape.problem.problem import Problem
 from random_losses import LOSSES, Loss
 from random_networks import MAKERS, TOKENS, Network
 

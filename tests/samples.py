@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from landscape.results import Provenance, Result, Spectrum
+from landscape.results.fields import Provenance, Result, Spectrum
 
 TAU = np.array([1e-6, 1e-4, 1e-2])
 LAYERS = ("hidden", "head")

@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from landscape.result_slices import Sliced
-from landscape.store import StoredResult
+from landscape.results.store import StoredResult
+from landscape.slices.result import Sliced
 from samples import sample_provenance
 
 Surface = Callable[[np.ndarray, np.ndarray], np.ndarray]

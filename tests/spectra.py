@@ -9,9 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from landscape.results import Spectrum
-from landscape.spectral.density import Measure, brackets, density_of
-from landscape.store import StoredResult
+from landscape.results.fields import Spectrum
+from landscape.results.store import StoredResult
+from landscape.spectra.density import Measure, brackets, density_of
 from samples import sample_provenance, sample_spectrum
 
 TAU = np.array([1e-6, 1e-4, 1e-2])

@@ -8,9 +8,9 @@ from itertools import pairwise
 import torch
 from torch import Tensor, nn
 
-from landscape.ensemble import Stack
-from landscape.problem import Problem
-from landscape.stacking import build_stack
+from landscape.problem.problem import Problem
+from landscape.stack.build import build_stack
+from landscape.stack.stack import Stack
 from planted import planted_dense
 
 

@@ -11,12 +11,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from landscape import planning
-from landscape.agreement import Differences, Referee, product_contradicted, products
+from landscape.curvature import planner as planning
+from landscape.curvature.agreement import Differences, Referee, product_contradicted, products
+from landscape.curvature.operator import CurvatureOperator
 from landscape.errors import ProblemError
-from landscape.objective import build_objective
-from landscape.operators import CurvatureOperator
-from landscape.problem import Problem
+from landscape.problem.objective import build_objective
+from landscape.problem.problem import Problem
 
 PLAIN = ("recompute", "reverse", False)
 

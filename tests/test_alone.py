@@ -12,13 +12,13 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from dense_truth import dense_truth
-from landscape.analyses.descend import DescendSettings, descend, run_descents
-from landscape.analyses.escape import escape
-from landscape.analyses.widen import widen
-from landscape.certifying import certify_stack, dense_hessians
-from landscape.objective import build_objective
-from landscape.problem import Problem
-from landscape.stacking import build_stack, stack_key
+from landscape.points.certify import certify_stack, dense_hessians
+from landscape.points.descend import DescendSettings, descend, run_descents
+from landscape.points.escape import escape
+from landscape.problem.objective import build_objective
+from landscape.problem.problem import Problem
+from landscape.stack.build import build_stack, stack_key
+from landscape.widening.run import widen
 
 SAMPLES, TIME, WIDTH, CLASSES = 5, 3, 3, 2
 
@@ -196,9 +196,9 @@ def test_descents_and_ways_out_of_one_network_at_a_time(kind: str) -> None:
 
 def test_a_network_beyond_dense_steps(monkeypatch: pytest.MonkeyPatch) -> None:
     """The ways of large networks, for a small one."""
-    for module in ("analyses.descend", "analyses.escape", "escaping"):
+    for module in ("points.descend", "points.escape", "points.ways_out"):
         monkeypatch.setattr(f"landscape.{module}.DENSE_STEPS", 10)
-    monkeypatch.setattr("landscape.analyses.escape.DENSE", 10)
+    monkeypatch.setattr("landscape.points.escape.DENSE", 10)
     problem = problem_of("gru", 0)
     found = descend(problem, steps=3)
     assert found.loss < found.loss_before

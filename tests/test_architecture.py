@@ -3,42 +3,27 @@
 from __future__ import annotations
 
 import ast
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 SOURCE = Path(__file__).parents[1] / "src" / "landscape"
-RANKS: dict[str, int] = {
-    name: rank
-    for rank, names in enumerate(
-        (
-            "errors settings interrupts identity basis pieces progress",
-            "linalg optim student statistics units claim sign_coins escape_splits claims",
-            "parameters batchnorm problem moving rounding batches passes arithmetic memory user_loss objective "
-            "curvature ranks plan graph agreement planning operators results certificate structure loss_curvature "
-            "ensemble "
-            "result_escapes result_slices",
-            "stackable stacking "
-            "spectral diagnosis models data symmetries gradient_scale kinks certifying descending descending_large "
-            "escaping widening splitting widen_settings "
-            "direction directions filters measures cells cell_plan selfcheck slicing slice_settings framing "
-            "protocols result_checks",
-            "analyses",
-            "evidence",
-            "reading stored_slices source "
-            "atomic piece_files wisdom checkpoint unpickling weights folders fitting adapters exported loading "
-            "problem_file arguments run_config coordinates "
-            "store sweep sweep_text run_files training training_stacks sweeps executors figures surface_files "
-            "exports reports",
-            "cli",
-        )
-    )
-    for name in names.split()
-}
+PAGE = Path(__file__).parents[1] / "docs" / "architecture.md"
+# Rooms, bottom up: each imports those before it, and within a room files import each other as they like.
+ROOMS = (
+    *("errors", "settings", "linalg", "optim", "runtime", "results", "problem", "curvature", "stack", "models", "data"),
+    *("points", "spectra", "widening", "slices", "diagnosis"),
+    *("checkpoints", "training", "claims", "export", "figures", "report", "cli"),
+)
+RANKS = {room: rank for rank, room in enumerate(ROOMS)}
+# Analyses know nothing of each other, but that a widened network is a point to descend from.
+ANALYSES = {"points", "spectra", "widening", "slices", "diagnosis"}
+BESIDE = {("widening", "points")}
 # The package itself: `__init__` resolves names on first use, `__main__` is the command.
-ROOTS = {"__init__": 7, "__main__": 7}
-PRINTERS = {("executors", "print_line")}  # the line protocol between processes
+ROOTS = {"__init__", "__main__"}
+PRINTERS = {("runtime.workers", "print_line")}  # the line protocol between processes
 FILES = sorted(SOURCE.rglob("*.py"))
 
 
@@ -82,27 +67,29 @@ def ours(module: str) -> set[str]:
     return {name.removeprefix("landscape.") for name in imports(module) if name.startswith("landscape.")}
 
 
-def rank(module: str) -> int:
-    top = module.split(".")[0]
-    return ROOTS[module] if module in ROOTS else RANKS[top]
+def room(module: str) -> str:
+    return module.split(".")[0]
 
 
-def test_every_module_has_its_place() -> None:
-    there = {m.split(".")[0] for m in MODULES} - set(ROOTS)
-    assert there - set(RANKS) == set(), "name its layer in RANKS"
+def test_every_module_has_its_room() -> None:
+    there = {room(m) for m in MODULES} - ROOTS
+    assert there - set(RANKS) == set(), "name its rank in ROOMS"
     assert set(RANKS) - there == set(), "gone from the source"
+    assert len([m for m in MODULES if "." not in m and (SOURCE / f"{m}.py").exists()]) <= 5
 
 
 def test_imports_point_down() -> None:
-    up = {m: sorted(d for d in ours(m) if rank(d) > rank(m)) for m in sorted(set(MODULES) - set(ROOTS))}
-    assert {m: found for m, found in up.items() if found} == {}
-
-
-@pytest.mark.parametrize("package", ["linalg", "analyses", "directions", "claims"])
-def test_siblings_do_not_import_each_other(package: str) -> None:
-    inside = {m for m in MODULES if m.startswith(package)}
-    siblings = inside - {package}
-    assert {m: sorted(ours(m) & siblings) for m in siblings if ours(m) & siblings} == {}
+    """The version alone is known everywhere."""
+    wrong: dict[str, list[str]] = {}
+    for module in sorted(set(MODULES) - ROOTS):
+        here = room(module)
+        for below in sorted(ours(module)):
+            there = room(below)
+            down = RANKS[there] <= RANKS[here]
+            apart = {here, there} <= ANALYSES and here != there and (here, there) not in BESIDE
+            if not down or apart:
+                wrong.setdefault(module, []).append(below)
+    assert wrong == {}
 
 
 def test_no_cycles_when_modules_are_loaded() -> None:
@@ -125,7 +112,7 @@ def test_the_package_itself_imports_nothing_heavy() -> None:
     assert imports("__init__") <= {"__future__", "importlib", "typing"}
 
 
-@pytest.mark.parametrize(("library", "home"), [("h5py", "store"), ("typer", "cli"), ("rich", "cli")])
+@pytest.mark.parametrize(("library", "home"), [("h5py", "results"), ("typer", "cli"), ("rich", "cli")])
 def test_one_home_for_a_library(library: str, home: str) -> None:
     users = {m for m in MODULES if any(name.split(".")[0] == library for name in imports(m))}
     assert users, f"nothing uses {library}"
@@ -152,9 +139,9 @@ def test_only_the_command_line_prints() -> None:
 
 def test_detectors_detect() -> None:
     """The walkers above see what they should: a function-level import, a guarded one not, a print."""
-    assert "linalg.lanczos" in ours("spectral.extremes")
-    assert "analyses.spectrum" not in ours("__init__")  # TYPE_CHECKING only
-    assert ("executors", "print_line") in {("executors", f) for f in printing("executors")}
+    assert "linalg.lanczos" in ours("curvature.eigenpairs")
+    assert "spectra.run" not in ours("__init__")  # TYPE_CHECKING only
+    assert "print_line" in set(printing("runtime.workers"))
 
 
 def test_functions_are_short_and_files_hold_one_idea() -> None:
@@ -168,6 +155,15 @@ def test_functions_are_short_and_files_hold_one_idea() -> None:
         sizes = {f"{name}:{f.name}": (f.end_lineno or 0) - f.body[0].lineno + 1 for f in functions}
         long |= {function: size for function, size in sizes.items() if size > 60}
     assert long == {}
+
+
+def test_the_page_shows_these_rooms() -> None:
+    """In their order, each with a file to begin with that is there."""
+    rows = re.findall(r"^\| `(\w+)` \| .+ \| `([\w.]+)` \|$", PAGE.read_text(), re.MULTILINE)
+    assert tuple(room for room, _ in rows) == ROOMS
+    assert [r for r, first in rows if not (SOURCE / r / first).exists() and not (SOURCE / first).exists()] == []
+    named = set(re.findall(rf"\b((?:{'|'.join(ROOMS)})/[\w/]+\.py)\b", PAGE.read_text()))
+    assert sorted(name for name in named if not (SOURCE / name).exists()) == []
 
 
 def test_no_drawer_of_odds_and_ends() -> None:

@@ -11,11 +11,11 @@ from typing import Any, Literal
 import pytest
 import torch
 
-from landscape.arguments import Unconvertible, converted, kinds_of
-from landscape.coordinates import coordinates_of, words_of
+from landscape.checkpoints.arguments import Unconvertible, converted, kinds_of
+from landscape.checkpoints.coordinates import coordinates_of, words_of
+from landscape.checkpoints.load import load_problem
+from landscape.checkpoints.run_config import Config, read_yaml
 from landscape.errors import CheckpointError, UsageError
-from landscape.loading import load_problem
-from landscape.run_config import Config, read_yaml
 
 
 class Size(enum.Enum):

@@ -8,8 +8,8 @@ from collections.abc import Iterator
 import pytest
 import torch
 
-from landscape.arithmetic import is_out_of_memory, resolve_device, resolve_dtype, strict_arithmetic
 from landscape.errors import UsageError
+from landscape.runtime.arithmetic import is_out_of_memory, resolve_device, resolve_dtype, strict_arithmetic
 
 
 def flags() -> tuple[bool, ...]:

@@ -15,11 +15,11 @@ from pathlib import Path
 
 import pytest
 
-from landscape import atomic
-from landscape.atomic import locked
 from landscape.errors import StorageError
-from landscape.results import Spectrum
-from landscape.store import read_result, restore, stored_identity, write_result
+from landscape.results.fields import Spectrum
+from landscape.results.store import read_result, restore, stored_identity, write_result
+from landscape.runtime import files as atomic
+from landscape.runtime.files import locked
 from samples import assert_same_result, sample_provenance, sample_spectrum
 
 HERE = str(Path(__file__).parent)
@@ -54,7 +54,7 @@ WRITE_ONE = """
 import sys; sys.path.insert(0, {here!r})
 from samples import sample_provenance, sample_spectrum
 from landscape.errors import StorageError
-from landscape.store import write_result
+from landscape.results.store import write_result
 {before}
 try:
     write_result({path!r}, sample_spectrum(), sample_provenance(identity="new"))
@@ -120,7 +120,7 @@ def test_killed_at_random_moments_the_file_is_always_whole(tmp_path: Path) -> No
         import os, sys
         sys.path.insert(0, {here!r})
         from samples import sample_provenance, sample_spectrum
-        from landscape.store import write_result
+        from landscape.results.store import write_result
         result = sample_spectrum()
         for line in sys.stdin:
             pid = os.fork()
@@ -165,8 +165,8 @@ def test_asked_to_stop_the_file_is_whole_and_nothing_stays(tmp_path: Path, signu
         import sys
         sys.path.insert(0, {here!r})
         from samples import sample_provenance, sample_spectrum
-        from landscape.interrupts import Interrupted, interruptible
-        from landscape.store import locked, write_result
+        from landscape.runtime.interrupts import Interrupted, interruptible
+        from landscape.results.store import locked, write_result
         n = 0
         try:
             with interruptible(), locked({path!r}):
@@ -209,7 +209,7 @@ def test_stale_temporaries_of_this_file_and_dead_processes_only(tmp_path: Path) 
 def test_second_writer_is_told(tmp_path: Path) -> None:
     path = tmp_path / "a.h5"
     holder = (
-        f"import sys, time; from landscape.atomic import locked\n"
+        f"import sys, time; from landscape.runtime.files import locked\n"
         f"with locked({str(path)!r}): print('held', flush=True); time.sleep(60)"
     )
     with subprocess.Popen([sys.executable, "-c", holder], stdout=subprocess.PIPE, text=True) as process:

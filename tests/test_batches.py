@@ -11,8 +11,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from landscape.batches import even_size, fingerprint, length_of, map_tensors, move, rechunk, share_of, split, subset
 from landscape.errors import ProblemError
+from landscape.problem.batches import (
+    even_size,
+    fingerprint,
+    length_of,
+    map_tensors,
+    move,
+    rechunk,
+    share_of,
+    split,
+    subset,
+)
 
 Pair = namedtuple("Pair", "x y")
 LENGTHS = st.lists(st.integers(1, 20), min_size=1, max_size=5)

@@ -11,8 +11,8 @@ from torch.nn import functional as F
 
 import landscape
 from landscape.errors import ProblemError
-from landscape.objective import build_objective
-from landscape.problem import Problem
+from landscape.problem.objective import build_objective
+from landscape.problem.problem import Problem
 
 
 def convolutional(seed: int, **norm: Any) -> nn.Module:

@@ -12,15 +12,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from landscape.certificate import Certificate, Interval, Kinks, Pair, decide, from_dict
-from landscape.certifying import certify_stack, inertia
 from landscape.data import load_data
-from landscape.descending_large import certify_large
-from landscape.identity import plain
 from landscape.models import build_model
-from landscape.objective import build_objective
-from landscape.problem import Problem
-from landscape.stacking import build_stack
+from landscape.points.certificate import VERDICTS, Certificate, Interval, Kinks, Pair, decide, from_dict
+from landscape.points.certify import certify_stack, inertia
+from landscape.points.descent_large import certify_large
+from landscape.problem.objective import build_objective
+from landscape.problem.problem import Problem
+from landscape.results.identity import plain
+from landscape.stack.build import build_stack
 from planted import planted_dense
 from surfaces import linear_network, monkey_saddle, quadratic, surface, surfaces
 
@@ -407,5 +407,5 @@ def test_dense_and_lanczos_certificates_agree() -> None:
 
 
 def test_every_verdict_has_a_case() -> None:
-    assert {wanted for _, wanted in CASES.values()} == set(__import__("landscape.certificate").certificate.VERDICTS)
+    assert {wanted for _, wanted in CASES.values()} == set(VERDICTS)
     assert decide(SOUND)[0] == "minimum"

@@ -11,18 +11,19 @@ import pytest
 from scipy.stats import binom
 
 from commands import run
-from landscape.claim import Part
-from landscape.claims.escape_dimensions import Evidence, Kept, Pairs, Population, decide, draw
-from landscape.cli.check_runs import read_runs
+from landscape.checkpoints.source import Source
+from landscape.claims.claim import Part
+from landscape.claims.escape_dimensions import experiments as escape_dimensions
+from landscape.claims.escape_dimensions.decide import Evidence, Kept, Pairs, Population, decide, draw
+from landscape.claims.escape_dimensions.decide_splits import Splits, split_parts
+from landscape.claims.negative_eigenvalues import experiments as negative_eigenvalues
+from landscape.claims.read_runs import read_runs
+from landscape.claims.runs import Means, SweptRun, populations, together
+from landscape.claims.statistics import null_p_value
+from landscape.claims.sweep_text import as_sweep
 from landscape.errors import UsageError
-from landscape.escape_splits import Splits, split_parts
-from landscape.evidence import escape_dimensions, negative_eigenvalues
-from landscape.evidence.runs import Means, SweptRun, populations, together
-from landscape.objective import build_objective
-from landscape.pieces import FORGETFUL
-from landscape.source import Source
-from landscape.statistics import null_p_value
-from landscape.sweep_text import as_sweep
+from landscape.problem.objective import build_objective
+from landscape.runtime.pieces import FORGETFUL
 from test_claim_escapes import SWEEP, losses, splits
 
 TEACHERS = (3, 4)

@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from landscape.checkpoint import Checkpoint, read_checkpoint, write_checkpoint
+from landscape.checkpoints.checkpoint import Checkpoint, read_checkpoint, write_checkpoint
 from landscape.errors import CheckpointError, StorageError
 
 HEADER = {

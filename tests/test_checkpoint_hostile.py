@@ -22,7 +22,7 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from landscape.checkpoint import Checkpoint, read_checkpoint, write_checkpoint
+from landscape.checkpoints.checkpoint import Checkpoint, read_checkpoint, write_checkpoint
 from landscape.errors import CheckpointError
 
 
@@ -196,7 +196,7 @@ def test_missing_files_folders_and_permissions(tmp_path: Path, monkeypatch: pyte
     def refuse(*_args: Any, **_kwargs: Any) -> str:
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr("landscape.checkpoint.file_sha256", refuse)
+    monkeypatch.setattr("landscape.checkpoints.checkpoint.file_sha256", refuse)
     with pytest.raises(CheckpointError, match="Permission denied"):
         read_checkpoint(tmp_path / "final.pt")
 
@@ -204,7 +204,7 @@ def test_missing_files_folders_and_permissions(tmp_path: Path, monkeypatch: pyte
 def test_a_file_that_changes_while_it_is_read_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "c.pt"
     torch.save({"w": torch.ones(1)}, path)
-    from landscape import checkpoint
+    from landscape.checkpoints import checkpoint
 
     honest = checkpoint.file_sha256
 
@@ -213,7 +213,7 @@ def test_a_file_that_changes_while_it_is_read_is_refused(tmp_path: Path, monkeyp
         torch.save({"w": torch.zeros(100)}, path)
         return found
 
-    monkeypatch.setattr("landscape.checkpoint.file_sha256", meanwhile)
+    monkeypatch.setattr("landscape.checkpoints.checkpoint.file_sha256", meanwhile)
     with pytest.raises(CheckpointError, match="changed while it was read"):
         read_checkpoint(path)
 

@@ -16,21 +16,21 @@ from scipy.stats import binom
 from torch import nn
 
 from commands import run
-from landscape.claims import negative_eigenvalues as signs
-from landscape.claims.escape_dimensions import CLAIM, Evidence, Kept, Pairs, Population, decide, draw
-from landscape.cli.check_runs import read_runs
-from landscape.cli.check_view import parts_table
-from landscape.escape_splits import Splits, split_parts
-from landscape.evidence import negative_eigenvalues
-from landscape.evidence.runs import Means, populations
-from landscape.pieces import KeptPieces
-from landscape.problem import Problem
-from landscape.protocols.tickets import matches, redraw_others, tickets_of, train_alone
-from landscape.result_checks import checked
-from landscape.results import Spent
-from landscape.source import Source
-from landscape.structure import Hidden, hidden_layers
-from landscape.widening import narrowed, with_neurons
+from landscape.checkpoints.source import Source
+from landscape.claims.escape_dimensions.decide import CLAIM, Evidence, Kept, Pairs, Population, decide, draw
+from landscape.claims.escape_dimensions.decide_splits import Splits, split_parts
+from landscape.claims.escape_dimensions.tickets import matches, redraw_others, tickets_of, train_alone
+from landscape.claims.negative_eigenvalues import decide as signs
+from landscape.claims.negative_eigenvalues import experiments as negative_eigenvalues
+from landscape.claims.read_runs import read_runs
+from landscape.claims.result import checked
+from landscape.claims.runs import Means, populations
+from landscape.cli.views.check import parts_table
+from landscape.problem.layers import Hidden, hidden_layers
+from landscape.problem.problem import Problem
+from landscape.results.fields import Spent
+from landscape.runtime.pieces import KeptPieces
+from landscape.widening.networks import narrowed, with_neurons
 
 WIDTHS = (4, 5, 6, 8, 12)
 

@@ -10,17 +10,17 @@ import numpy as np
 import pytest
 from scipy.stats import binom
 
-from landscape.claim import VERDICTS, Decision, Part
-from landscape.claims.negative_eigenvalues import CLAIM, AtWidth, Course, Evidence, Heights, Stage, Sweep, decide
+from landscape.claims.claim import VERDICTS, Decision, Part
+from landscape.claims.negative_eigenvalues.critical_points import critical_points, starts
+from landscape.claims.negative_eigenvalues.decide import CLAIM, AtWidth, Course, Evidence, Heights, Stage, Sweep, decide
+from landscape.claims.negative_eigenvalues.decide_signs import LEAST_SEEDS, Signs
+from landscape.claims.negative_eigenvalues.interpolation_bounds import interpolation
+from landscape.claims.negative_eigenvalues.signs import sign_ensemble
+from landscape.claims.statistics import goe_none, simulate_goe
 from landscape.data import load_data
 from landscape.models import build_model
-from landscape.problem import Problem
-from landscape.protocols.critical_points import critical_points, starts
-from landscape.protocols.interpolation import interpolation
-from landscape.protocols.sign_ensembles import sign_ensemble
-from landscape.sign_coins import LEAST_SEEDS, Signs
-from landscape.stacking import build_stack
-from landscape.statistics import goe_none, simulate_goe
+from landscape.problem.problem import Problem
+from landscape.stack.build import build_stack
 
 S = LEAST_SEEDS
 

@@ -10,9 +10,9 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from landscape.analyses.doctor import Diagnosis, Finding
 from landscape.cli.app import app
 from landscape.cli.doctor import verdict
+from landscape.diagnosis.run import Diagnosis, Finding
 from landscape.errors import BatchError, CheckpointError
 
 SHIPPED = Path(__file__).parent.parent / "checkpoints"

@@ -16,11 +16,11 @@ import pytest
 import torch
 from rich.console import Console
 
-from landscape.cli import describe
 from landscape.cli.info import info
+from landscape.cli.views import info as describe
 from landscape.errors import BatchError, CheckpointError, LandscapeError, StorageError, UsageError
-from landscape.results import Result, field_of
-from landscape.store import write_result
+from landscape.results.fields import Result, field_of
+from landscape.results.store import write_result
 from samples import sample_provenance, sample_spectrum
 
 

@@ -13,11 +13,11 @@ import numpy as np
 import pytest
 import torch
 
-from landscape.analyses.descend import descend
 from landscape.cli.app import main
 from landscape.cli.plot import find_results
-from landscape.results import Result, field_of
-from landscape.store import write_result
+from landscape.points.descend import descend
+from landscape.results.fields import Result, field_of
+from landscape.results.store import write_result
 from samples import sample_provenance, sample_spectrum
 from slices_made import bowl, line, plane
 from surfaces import quadratic, surface

@@ -17,9 +17,9 @@ import pytest
 import torch
 
 import commands
-from landscape.checkpoint import write_checkpoint
+from landscape.checkpoints.checkpoint import write_checkpoint
 from landscape.models import build_model
-from landscape.store import list_groups, read_result
+from landscape.results.store import list_groups, read_result
 
 DIGITS = {"inputs": 64, "outputs": 10, "width": 6, "activation": "tanh"}
 

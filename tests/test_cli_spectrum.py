@@ -17,9 +17,9 @@ import torch
 import xarray
 
 from commands import run as landscape
-from landscape.cli.spectrum_view import bracketed
-from landscape.spectral.settings import SpectrumSettings
-from landscape.store import read_result
+from landscape.cli.views.spectrum import bracketed
+from landscape.results.store import read_result
+from landscape.spectra.settings import SpectrumSettings
 
 ROOT = Path(__file__).resolve().parent.parent
 SHIPPED = ROOT / "checkpoints" / "digits"

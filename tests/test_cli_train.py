@@ -16,8 +16,8 @@ import torch
 import commands
 from landscape.cli.train import train
 from landscape.errors import BatchError, NumericalError, StorageError
-from landscape.sweep import plan, read_sweep
-from landscape.training import train_run
+from landscape.training.one import train_run
+from landscape.training.sweep import plan, read_sweep
 
 SWEEP = """
 [sweep]

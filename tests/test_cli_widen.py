@@ -14,10 +14,10 @@ import pytest
 import torch
 
 from commands import run
-from landscape.checkpoint import read_checkpoint, write_checkpoint
-from landscape.loading import load_problem
+from landscape.checkpoints.checkpoint import read_checkpoint, write_checkpoint
+from landscape.checkpoints.load import load_problem
 from landscape.models import build_model
-from landscape.store import list_groups
+from landscape.results.store import list_groups
 from test_descend import MODEL, TEACHER
 
 PAGE = Path(__file__).parents[1] / "docs" / "widening.md"

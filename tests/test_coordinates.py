@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from landscape.coordinates import coordinates_of
+from landscape.checkpoints.coordinates import coordinates_of
 
 
 @pytest.mark.parametrize(
@@ -199,7 +199,7 @@ def test_words_with_numbers_are_no_coordinates(words: list[str]) -> None:
 @calm
 @given(st.text(max_size=200))
 def test_any_sidecar_is_survived(text: str) -> None:
-    from landscape import coordinates
+    from landscape.checkpoints import coordinates
 
     pairs = list(coordinates._yaml_scalars(text))
     assert all(type(v) in (int, float, str) for _, v in [*pairs, *coordinates._overrides(pairs)])

@@ -15,14 +15,14 @@ import torch
 from scipy.stats import binom
 from torch import Tensor, nn
 
-from landscape.analyses.spectrum import run_spectrum
-from landscape.arithmetic import strict_arithmetic
+from landscape.curvature.operator import CurvatureOperator
 from landscape.linalg.dense import materialise
-from landscape.objective import build_objective
-from landscape.operators import CurvatureOperator
-from landscape.problem import Problem
-from landscape.results import Spectrum
-from landscape.spectral.settings import SpectrumSettings
+from landscape.problem.objective import build_objective
+from landscape.problem.problem import Problem
+from landscape.results.fields import Spectrum
+from landscape.runtime.arithmetic import strict_arithmetic
+from landscape.spectra.run import run_spectrum
+from landscape.spectra.settings import SpectrumSettings
 from spectra import cell_counts
 
 PROBLEMS = 40

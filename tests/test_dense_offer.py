@@ -8,8 +8,8 @@ import torch
 from torch import nn
 
 from landscape import spectrum
-from landscape.problem import Problem
-from landscape.spectral import exact
+from landscape.problem.problem import Problem
+from landscape.spectra import exact
 
 
 @pytest.fixture

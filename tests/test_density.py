@@ -13,13 +13,13 @@ from torch import Tensor, nn
 
 import landscape
 from landscape import Problem
+from landscape.cli.views import histogram as terminal_histogram
+from landscape.cli.views.histogram import histogram_lines
 from landscape.errors import UsageError
-from landscape.figures import terminal_histogram
-from landscape.figures.quantities import linear_width, per_decade, shared_width, zero_cell
-from landscape.figures.terminal_histogram import histogram_lines
+from landscape.figures.values import linear_width, per_decade, shared_width, zero_cell
 from landscape.linalg.quadrature import count_interval, distribution_bracket, gauss, tridiagonalise
-from landscape.results import Spectrum
-from landscape.spectral.density import Measure, _distributions, brackets
+from landscape.results.fields import Spectrum
+from landscape.spectra.density import Measure, _distributions, brackets
 from spectra import cell_counts, stored
 
 

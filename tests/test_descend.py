@@ -15,17 +15,17 @@ from torch import Tensor, nn
 
 import commands
 from landscape import descend
-from landscape.analyses.descend import DescendSettings, run_descents
-from landscape.certificate import from_dict
-from landscape.checkpoint import read_checkpoint, write_checkpoint
+from landscape.checkpoints.checkpoint import read_checkpoint, write_checkpoint
+from landscape.checkpoints.load import load_problem
 from landscape.data import load_data
-from landscape.descending import Trajectory
 from landscape.errors import ProblemError, UsageError
-from landscape.loading import load_problem
 from landscape.models import build_model
-from landscape.problem import Problem
-from landscape.results import Descended
-from landscape.store import read_result, restore
+from landscape.points.certificate import from_dict
+from landscape.points.descend import DescendSettings, run_descents
+from landscape.points.descent import Trajectory
+from landscape.problem.problem import Problem
+from landscape.results.fields import Descended
+from landscape.results.store import read_result, restore
 from surfaces import monkey_saddle, quadratic, surface
 from test_certificate import fixture_problem, linear_problem
 
@@ -258,7 +258,7 @@ def test_a_large_network_descends_without_dense_hessians(monkeypatch: pytest.Mon
     dense = descend(problem, steps=400, gradient=1e-9)
     assert dense.stopped == "converged"
     assert dense.verdict in ("minimum", "saddle", "degenerate")
-    monkeypatch.setattr("landscape.analyses.descend.DENSE_CERTIFICATE", 10)
+    monkeypatch.setattr("landscape.points.descend.DENSE_CERTIFICATE", 10)
     lanczos = descend(problem, steps=400, gradient=1e-9, max_products=300)
     assert not lanczos.exact
     assert lanczos.lambda_min_low <= dense.lambda_min <= lanczos.lambda_min_high + 1e-9

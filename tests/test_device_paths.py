@@ -13,34 +13,34 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-import landscape.analyses.descend
-import landscape.analyses.escape
-import landscape.spectral.extremes
-from landscape.analyses.descend import descend
-from landscape.analyses.doctor import doctor
-from landscape.analyses.escape import escape
-from landscape.analyses.slice import slice as slice_through
-from landscape.analyses.spectrum import spectrum
-from landscape.analyses.widen import widen
-from landscape.basis import Basis
-from landscape.batches import map_tensors
-from landscape.certifying import certify_stack
-from landscape.checkpoint import read_checkpoint
-from landscape.descending import Way, descend_stack
+import landscape.curvature.eigenpairs
+import landscape.points.descend
+import landscape.points.escape
+from landscape.checkpoints.checkpoint import read_checkpoint
+from landscape.claims.escape_dimensions.splits import split_minima
+from landscape.claims.escape_dimensions.tickets import redraw_others, train_alone
+from landscape.claims.negative_eigenvalues.critical_points import critical_points, starts
+from landscape.claims.negative_eigenvalues.interpolation_bounds import counts, interpolation
+from landscape.claims.negative_eigenvalues.signs import sign_ensemble
+from landscape.curvature.operator import CurvatureOperator
+from landscape.diagnosis.run import doctor
+from landscape.linalg.basis import Basis
 from landscape.linalg.lanczos import lanczos
-from landscape.objective import build_objective
-from landscape.operators import CurvatureOperator
 from landscape.optim.damped import Limits, damped_descent
 from landscape.optim.levenberg_marquardt import levenberg_marquardt
-from landscape.problem import Problem, is_pair
-from landscape.protocols.critical_points import critical_points, starts
-from landscape.protocols.first_order import FirstOrder, first_order
-from landscape.protocols.interpolation import counts, interpolation
-from landscape.protocols.sign_ensembles import sign_ensemble
-from landscape.protocols.splits import split_minima
-from landscape.protocols.tickets import redraw_others, train_alone
-from landscape.stacking import build_stack
-from landscape.training_stacks import train_stack
+from landscape.points.certify import certify_stack
+from landscape.points.descend import descend
+from landscape.points.descent import Way, descend_stack
+from landscape.points.escape import escape
+from landscape.problem.batches import map_tensors
+from landscape.problem.objective import build_objective
+from landscape.problem.problem import Problem, is_pair
+from landscape.slices.run import slice as slice_through
+from landscape.spectra.run import spectrum
+from landscape.stack.build import build_stack
+from landscape.stack.first_order import FirstOrder, first_order
+from landscape.training.stacks import train_stack
+from landscape.widening.run import widen
 from pretended import ANYWHERE, CPU, CUDA, MistakeError, pretended_gpu
 from test_training_stacks import TABLES, TEACHER, runs_of
 
@@ -154,7 +154,7 @@ KEPT = FEW | {"strategy": "kept", "block": 1}
 
 def _offloaded(patch: pytest.MonkeyPatch) -> None:
     """The rows of the Krylov basis that a GPU has no room for lie in pinned memory here."""
-    patch.setattr(landscape.spectral.extremes, "usable_bytes", lambda d, *_: 0 if d.type == "cuda" else 2**30)
+    patch.setattr(landscape.curvature.eigenpairs, "usable_bytes", lambda d, *_: 0 if d.type == "cuda" else 2**30)
     slabs = []
     new = Basis._new_slab
     patch.setattr(Basis, "_new_slab", lambda self, held: slabs.append(new(self, held)) or slabs[-1])
@@ -165,10 +165,10 @@ def _offloaded(patch: pytest.MonkeyPatch) -> None:
 def _large(patch: pytest.MonkeyPatch, what: Callable[[], Any]) -> None:
     """As of a network with too many parameters for dense matrices."""
     for module, name in (
-        (landscape.analyses.descend, "DENSE_STEPS"),
-        (landscape.analyses.descend, "DENSE_CERTIFICATE"),
-        (landscape.analyses.escape, "DENSE_STEPS"),
-        (landscape.analyses.escape, "DENSE"),
+        (landscape.points.descend, "DENSE_STEPS"),
+        (landscape.points.descend, "DENSE_CERTIFICATE"),
+        (landscape.points.escape, "DENSE_STEPS"),
+        (landscape.points.escape, "DENSE"),
     ):
         patch.setattr(module, name, 1)
     what()

@@ -12,13 +12,13 @@ from torch import Tensor, nn
 import landscape
 import models_zoo
 from conftest import DEVICES
-from landscape.certifying import certify_stack
-from landscape.descending import Way, descend_stack
+from landscape.curvature.operator import OPERATORS, CurvatureOperator
 from landscape.linalg.lanczos import lanczos_extremes
-from landscape.objective import build_objective
-from landscape.operators import OPERATORS, CurvatureOperator
-from landscape.problem import Problem
-from landscape.stacking import build_stack
+from landscape.points.certify import certify_stack
+from landscape.points.descent import Way, descend_stack
+from landscape.problem.objective import build_objective
+from landscape.problem.problem import Problem
+from landscape.stack.build import build_stack
 from planted import planted_matvec
 
 # Of a float32 product: eps32 an operation, amplified by two normalised layers at most a hundredfold (test_operators).

@@ -11,14 +11,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from landscape.cli.slice_inputs import read_directions
-from landscape.direction import KINDS, Around, Eigenvectors, Spec, parse_directions
-from landscape.directions import TABLE, make_directions
+from landscape.checkpoints.beside import read_directions
 from landscape.errors import UsageError
-from landscape.filters import groups, ignored, norms_of, orthogonalised, rescaled
-from landscape.objective import Objective, build_objective
-from landscape.parameters import layout_of, trainable
-from landscape.problem import Problem
+from landscape.problem.objective import Objective, build_objective
+from landscape.problem.parameters import layout_of, trainable
+from landscape.problem.problem import Problem
+from landscape.slices.directions import TABLE, make_directions
+from landscape.slices.directions.direction import KINDS, Around, Eigenvectors, Spec, parse_directions
+from landscape.slices.directions.groups import groups, ignored, norms_of, orthogonalised, rescaled
 
 
 class Everything(nn.Module):

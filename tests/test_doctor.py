@@ -10,12 +10,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from landscape.analyses.doctor import Diagnosis, Finding, doctor
-from landscape.curvature import hessian_linearized
+from landscape.curvature.products import hessian_linearized
 from landscape.diagnosis.differences import central
+from landscape.diagnosis.run import Diagnosis, Finding, doctor
 from landscape.errors import UsageError
-from landscape.objective import build_objective
-from landscape.problem import Problem
+from landscape.problem.objective import build_objective
+from landscape.problem.problem import Problem
 
 SAMPLES, FEATURES, CLASSES = 24, 5, 3
 
@@ -39,7 +39,7 @@ def examine(model: nn.Module, loss: Any = "cross_entropy", data: Any = None) -> 
 @pytest.fixture
 def without_products(monkeypatch: pytest.MonkeyPatch) -> None:
     """Leave out what follows the first look: tracing `torch.func` takes most of the time."""
-    monkeypatch.setattr("landscape.analyses.doctor.check_products", lambda *_: None)
+    monkeypatch.setattr("landscape.diagnosis.run.check_products", lambda *_: None)
 
 
 def named(diagnosis: Diagnosis, name: str) -> Finding:

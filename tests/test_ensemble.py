@@ -8,15 +8,15 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-import landscape.ensemble as ensemble
-import landscape.stacking as stacking
-from landscape.batches import read_batches
-from landscape.certifying import loss_floor
-from landscape.ensemble import Stack
+import landscape.stack.build as stacking
+import landscape.stack.stack as ensemble
 from landscape.errors import ProblemError
-from landscape.objective import build_objective
-from landscape.problem import Problem
-from landscape.stacking import build_stack, data_key, most_members, stack_key
+from landscape.points.certify import loss_floor
+from landscape.problem.batches import read_batches
+from landscape.problem.objective import build_objective
+from landscape.problem.problem import Problem
+from landscape.stack.build import build_stack, data_key, most_members, stack_key
+from landscape.stack.stack import Stack
 
 S, N = 5, 23
 EPS = {torch.float64: 1e-12, torch.float32: 3e-5}

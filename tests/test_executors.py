@@ -16,8 +16,8 @@ import pytest
 import torch
 
 from landscape.errors import BatchError, UsageError
-from landscape.executors import Outcome, Task, run_batch, visible_gpus
-from landscape.interrupts import GRACE_SECONDS, Interrupted, deferred, interruptible
+from landscape.runtime.interrupts import GRACE_SECONDS, Interrupted, deferred, interruptible
+from landscape.runtime.workers import Outcome, Task, run_batch, visible_gpus
 
 WORKER = """
 import os, signal, subprocess, sys, time
@@ -223,8 +223,8 @@ def test_error_in_the_callback_stops_the_workers(tmp_path: Path, program: tuple[
 
 PARENT = """
 import sys
-from landscape import executors
-from landscape.interrupts import Interrupted
+from landscape.runtime import workers as executors
+from landscape.runtime.interrupts import Interrupted
 executors.STOP_SECONDS = {patience}
 tasks = [executors.Task([word, {folder!r}, "1"], word) for word in {words!r}]
 try:

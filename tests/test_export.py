@@ -21,13 +21,13 @@ from hypothesis.extra import numpy as hnp
 
 from landscape.cli.app import main
 from landscape.errors import StorageError, UsageError
-from landscape.exports import FORMATS, to_csv, to_li, to_npz, to_vtp
-from landscape.figures.surfaces import draw_slices
-from landscape.result_slices import Sliced
-from landscape.results import Result
-from landscape.store import plain_arrays_bytes, read_plain_arrays, read_result, write_result
-from landscape.stored_slices import grid_of, triangles
-from landscape.surface_files import read_surface
+from landscape.export.formats import FORMATS, to_csv, to_li, to_npz, to_vtp
+from landscape.export.li_format import read_surface
+from landscape.figures.slice_planes import draw_slices
+from landscape.results.fields import Result
+from landscape.results.store import plain_arrays_bytes, read_plain_arrays, read_result, write_result
+from landscape.slices.result import Sliced
+from landscape.slices.stored import grid_of, triangles
 from samples import same, sample_provenance, sample_spectrum
 from slices_made import bowl, line, metrics, plane, planes, stored, trajectory, valley, with_holes
 

@@ -15,7 +15,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from landscape.checkpoint import read_checkpoint
+from landscape.checkpoints.checkpoint import read_checkpoint
 from landscape.errors import CheckpointError
 
 

@@ -17,15 +17,15 @@ from matplotlib.figure import Figure
 from matplotlib.text import Text
 
 from landscape.errors import UsageError
-from landscape.figures.quantities import interval, linear_width, number, per_decade
 from landscape.figures.scale import decade_label, decade_ticks
 from landscape.figures.series import arrange, caveats, choose_coordinate
+from landscape.figures.spectra import draw_spectra
+from landscape.figures.spectra_panels import extreme
 from landscape.figures.spectrum import draw_spectrum, statements
 from landscape.figures.style import is_ours, render
-from landscape.figures.summaries import extreme
 from landscape.figures.transform import from_axis, to_axis
-from landscape.figures.width import draw_spectra
-from landscape.store import StoredResult
+from landscape.figures.values import interval, linear_width, number, per_decade
+from landscape.results.store import StoredResult
 from samples import sample_spectrum
 from spectra import gallery, probed, spectrum_of, stored, sweep, without_density
 
@@ -335,5 +335,5 @@ def test_no_global_state() -> None:
 
 
 def test_no_pyplot() -> None:
-    code = "import sys, landscape.figures.width; sys.exit('matplotlib.pyplot' in sys.modules)"
+    code = "import sys, landscape.figures.spectra; sys.exit('matplotlib.pyplot' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -25,7 +25,7 @@ import torch
 from safetensors.torch import save_file, save_model
 from torch import Tensor, nn
 
-from landscape.checkpoint import load_into, read_checkpoint
+from landscape.checkpoints.checkpoint import load_into, read_checkpoint
 from landscape.errors import CheckpointError
 
 

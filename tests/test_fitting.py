@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from safetensors.torch import save_model
 from torch import Tensor, nn
 
-from landscape.checkpoint import Checkpoint, load_into, read_checkpoint
+from landscape.checkpoints.checkpoint import Checkpoint, load_into, read_checkpoint
 from landscape.errors import CheckpointError
 
 

@@ -16,12 +16,12 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 import commands
-from landscape.adapters import in_place, merged
-from landscape.checkpoint import read_checkpoint
-from landscape.cli.targets import expand, natural, result_paths
-from landscape.coordinates import coordinates_of
+from landscape.checkpoints.adapters import in_place, merged
+from landscape.checkpoints.checkpoint import read_checkpoint
+from landscape.checkpoints.coordinates import coordinates_of
+from landscape.checkpoints.find import expand, natural, result_paths
+from landscape.checkpoints.load import load_problem
 from landscape.errors import CheckpointError
-from landscape.loading import load_problem
 
 PROBLEM = """
 import torch
@@ -151,7 +151,7 @@ def test_a_search_unpacks_nothing(tmp_path: Path) -> None:
         archive.writestr("c/data.pkl", b"\x80\x02}FloatStorage" + bytes(10_000_000))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(zipfile.ZipFile, "read", None)  # an error if it is called
-        patch.setattr("landscape.unpickling._unsafe_globals", None)
+        patch.setattr("landscape.checkpoints.unpickle._unsafe_globals", None)
         assert expand([str(tmp_path)]) == [tmp_path / "c.pt"]
 
 

@@ -14,17 +14,17 @@ import pytest
 import torch
 from torch import nn
 
-from landscape.analyses.descend import descend
-from landscape.analyses.escape import escape
-from landscape.analyses.slice import slice
-from landscape.analyses.widen import widen
-from landscape.claims import escape_dimensions as claim
-from landscape.framing import Beside
-from landscape.problem import Problem
-from landscape.result_checks import Checked, Read, checked
-from landscape.result_slices import Sliced
-from landscape.results import AXES, Descended, Spectrum, Spent
-from landscape.store import FORMAT, write_result
+from landscape.claims.escape_dimensions import decide as claim
+from landscape.claims.result import Checked, Read, checked
+from landscape.points.descend import descend
+from landscape.points.escape import escape
+from landscape.problem.problem import Problem
+from landscape.results.fields import AXES, Descended, Spectrum, Spent
+from landscape.results.store import FORMAT, write_result
+from landscape.slices.frame import Beside
+from landscape.slices.result import Sliced
+from landscape.slices.run import slice
+from landscape.widening.run import widen
 from samples import sample_provenance, sample_spectrum
 from surfaces import quadratic, surface
 from test_certificate import fixture_problem

@@ -14,10 +14,10 @@ import numpy as np
 import pytest
 
 from landscape.errors import UsageError
-from landscape.figures.interactive import _line, _surface, draw_page
+from landscape.figures.slice_page import _line, _surface, draw_page
 from landscape.figures.style import is_ours
-from landscape.store import StoredResult
-from landscape.stored_slices import grid_of
+from landscape.results.store import StoredResult
+from landscape.slices.stored import grid_of
 from slices_made import line, metrics, plane, planes, stored, trajectory, valley, with_holes
 
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)

@@ -7,9 +7,9 @@ import pytest
 import torch
 
 from landscape import spectrum
+from landscape.curvature.eigenpairs import Pairs, missed
 from landscape.linalg.quadrature import tridiagonalise
-from landscape.spectral.extremes import Pairs, missed
-from landscape.spectral.listed import complete_ranks, reach_of
+from landscape.spectra.completeness import complete_ranks, reach_of
 from planted import planted_matvec, planted_vectors
 from surfaces import quadratic, surface
 

@@ -15,10 +15,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from landscape.arguments import parse_setting
-from landscape.checkpoint import read_checkpoint, write_checkpoint
+from landscape.checkpoints.arguments import parse_setting
+from landscape.checkpoints.checkpoint import read_checkpoint, write_checkpoint
+from landscape.checkpoints.load import load_problem, read_npz
 from landscape.errors import CheckpointError, LandscapeError, ProblemError, UsageError
-from landscape.loading import load_problem, read_npz
 from landscape.models import build_model
 
 FILE = """

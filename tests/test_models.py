@@ -13,7 +13,7 @@ from torch import nn
 
 from landscape.errors import ProblemError
 from landscape.models import MODELS, build_model, settings_for
-from landscape.models.parts import ACTIVATIONS
+from landscape.models.activations import ACTIVATIONS
 
 # One small network of every family; a new one fails `test_every_family_is_tried` until it is added here.
 SAMPLES: dict[str, tuple[tuple[int, ...], dict[str, Any]]] = {

@@ -11,10 +11,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from landscape import Problem, spectrum
-from landscape.batches import move
 from landscape.errors import ProblemError
-from landscape.moving import moved_model
-from landscape.objective import build_objective
+from landscape.problem.batches import move
+from landscape.problem.copies import moved_model
+from landscape.problem.objective import build_objective
 
 
 class Turning(nn.Module):

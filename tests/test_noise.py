@@ -13,10 +13,10 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from landscape import Problem, spectrum
-from landscape.objective import Objective, build_objective
-from landscape.operators import CurvatureOperator
-from landscape.rounding import LastPlaces
-from landscape.spectral.noise import product_error
+from landscape.curvature.operator import CurvatureOperator
+from landscape.curvature.product_error import product_error
+from landscape.problem.last_places import LastPlaces
+from landscape.problem.objective import Objective, build_objective
 from random_losses import pairwise
 
 KINDS = ("plain", "heavy", "trend", "sorted", "zeros", "ignored", "decay", "pairs")

@@ -13,10 +13,10 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import models_zoo
 from landscape import spectrum
+from landscape.curvature.operator import CurvatureOperator
 from landscape.errors import LandscapeError
-from landscape.objective import build_objective
-from landscape.operators import CurvatureOperator
-from landscape.problem import Problem
+from landscape.problem.objective import build_objective
+from landscape.problem.problem import Problem
 from test_problem import REFUSED, data, model
 
 
@@ -121,7 +121,9 @@ class Small(nn.Module):
 
 @pytest.mark.parametrize("seed", range(8))
 def test_a_batch_beyond_the_memory_is_taken_in_portions(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("landscape.objective.release_cached", lambda device: None)  # it collects garbage every time
+    monkeypatch.setattr(
+        "landscape.problem.objective.release_cached", lambda device: None
+    )  # it collects garbage every time
     generator = torch.Generator().manual_seed(seed)
     samples = int(torch.randint(1, 60, (), generator=generator))
     most = int(torch.randint(1, 20, (), generator=generator))

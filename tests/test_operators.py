@@ -13,12 +13,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import models_zoo
-from landscape import operators, planning
+from landscape.curvature import operator as operators
+from landscape.curvature import planner as planning
+from landscape.curvature.eigenpairs import krylov_width
+from landscape.curvature.operator import OPERATORS, STRATEGIES, CurvatureOperator
 from landscape.errors import ProblemError, UsageError
-from landscape.objective import Objective, build_objective
-from landscape.operators import OPERATORS, STRATEGIES, CurvatureOperator
-from landscape.problem import Problem
-from landscape.spectral.extremes import krylov_width
+from landscape.problem.objective import Objective, build_objective
+from landscape.problem.problem import Problem
 
 DTYPES = [torch.float32, torch.float64]
 WIDTHS = [1, 3, 8]

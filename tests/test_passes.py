@@ -13,11 +13,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import landscape
-from landscape import passes
-from landscape.batches import length_of
-from landscape.objective import build_objective
-from landscape.passes import bytes_of_a_sample, samples_at_once
-from landscape.problem import Problem
+from landscape.problem import passes
+from landscape.problem.batches import length_of
+from landscape.problem.objective import build_objective
+from landscape.problem.passes import bytes_of_a_sample, samples_at_once
+from landscape.problem.problem import Problem
 
 
 def random_network(seed: int) -> tuple[nn.Module, tuple[Tensor, Tensor], int]:

@@ -11,14 +11,14 @@ from torch.nn import functional as F
 from torch.nn.utils.parametrizations import weight_norm
 
 import landscape
-from landscape.certifying import certify_stack
-from landscape.descending_large import certify_large
 from landscape.errors import ProblemError
-from landscape.gradient_scale import PARTS, part_gradients, part_gradients_of
-from landscape.kinks import corners, piecewise
-from landscape.objective import build_objective
-from landscape.problem import Problem
-from landscape.stacking import build_stack
+from landscape.points.certify import certify_stack
+from landscape.points.descent_large import certify_large
+from landscape.points.gradient_scale import PARTS, part_gradients, part_gradients_of
+from landscape.points.kinks import corners, piecewise
+from landscape.problem.objective import build_objective
+from landscape.problem.problem import Problem
+from landscape.stack.build import build_stack
 from planted_points import CRITICAL, KINDS, fault, planted
 
 # Descents take longer than points.

@@ -11,11 +11,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from landscape import Problem, spectrum
+from landscape.curvature.operator import STRATEGIES, CurvatureOperator
+from landscape.curvature.product_error import product_error
 from landscape.errors import UsageError
-from landscape.objective import build_objective
-from landscape.operators import STRATEGIES, CurvatureOperator
-from landscape.spectral.density import cells_of, count, gaussian_density, measure_of_all
-from landscape.spectral.noise import product_error
+from landscape.problem.objective import build_objective
+from landscape.spectra.density import cells_of, count, gaussian_density, measure_of_all
 
 
 def problem(seed: int = 0) -> Problem:

@@ -12,8 +12,8 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset, WeightedRandomSampler
 
 from landscape.errors import LandscapeError, NumericalError, ProblemError, UsageError
-from landscape.objective import build_objective
-from landscape.problem import LOSSES, Problem
+from landscape.problem.objective import build_objective
+from landscape.problem.problem import LOSSES, Problem
 
 
 def model() -> nn.Module:

@@ -19,21 +19,21 @@ from torch import Tensor, nn
 
 from commands import run
 from conftest import NO_CUDA
-from landscape.analyses.widen import widen
-from landscape.atomic import locked
-from landscape.cli.check_runs import read_runs
+from landscape.checkpoints.source import Source
+from landscape.claims.escape_dimensions import experiments as escape_dimensions
+from landscape.claims.escape_dimensions.decide_splits import SUCCESS
+from landscape.claims.escape_dimensions.splits import SHARES, split_minima
+from landscape.claims.escape_dimensions.tickets import train_alone
+from landscape.claims.read_runs import read_runs
+from landscape.claims.runs import Means, SweptRun, populations, usable
 from landscape.errors import StorageError, UsageError
-from landscape.escape_splits import SUCCESS
-from landscape.evidence import escape_dimensions
-from landscape.evidence.runs import Means, SweptRun, populations, usable
-from landscape.pieces import FORGETFUL, KeptPieces
-from landscape.problem import Problem
-from landscape.protocols.first_order import FirstOrder, first_order
-from landscape.protocols.splits import SHARES, split_minima
-from landscape.protocols.tickets import train_alone
-from landscape.source import Source
-from landscape.stacking import build_stack
-from landscape.store import list_groups, read_result
+from landscape.problem.problem import Problem
+from landscape.results.store import list_groups, read_result
+from landscape.runtime.files import locked
+from landscape.runtime.pieces import FORGETFUL, KeptPieces
+from landscape.stack.build import build_stack
+from landscape.stack.first_order import FirstOrder, first_order
+from landscape.widening.run import widen
 from test_certificate import fixture_problem
 from test_claim_escapes import SWEEP
 

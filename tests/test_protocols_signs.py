@@ -10,18 +10,18 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from landscape.cli.check_runs import read_runs
-from landscape.ensemble import Stack
+from landscape.checkpoints.source import Source
+from landscape.claims.negative_eigenvalues import experiments as negative_eigenvalues
+from landscape.claims.negative_eigenvalues.critical_points import GRADIENT_SQUARE, Starts, critical_points, starts
+from landscape.claims.negative_eigenvalues.interpolation_bounds import NORMS, counts, interpolation, output_curvature
+from landscape.claims.negative_eigenvalues.signs import sign_ensemble
+from landscape.claims.read_runs import read_runs
+from landscape.claims.runs import Means, populations
 from landscape.errors import NumericalError, ProblemError, UsageError
-from landscape.evidence import negative_eigenvalues
-from landscape.evidence.runs import Means, populations
-from landscape.pieces import FORGETFUL
-from landscape.problem import Problem
-from landscape.protocols.critical_points import GRADIENT_SQUARE, Starts, critical_points, starts
-from landscape.protocols.interpolation import NORMS, counts, interpolation, output_curvature
-from landscape.protocols.sign_ensembles import sign_ensemble
-from landscape.source import Source
-from landscape.stacking import build_stack
+from landscape.problem.problem import Problem
+from landscape.runtime.pieces import FORGETFUL
+from landscape.stack.build import build_stack
+from landscape.stack.stack import Stack
 from surfaces import linear_network, quadratic, surfaces
 
 N = 17

@@ -24,8 +24,8 @@ from coverage_page import clopper_pearson, failed, page, table, widths
 from coverage_run import read
 from dense_truth import Truth, dense_truth
 from landscape import spectrum
-from landscape.problem import Problem
-from landscape.results import Spectrum
+from landscape.problem.problem import Problem
+from landscape.results.fields import Spectrum
 from random_networks import Sine
 from random_problems import Drawn, draw
 

@@ -16,8 +16,8 @@ import pytest
 import torch
 
 from landscape.errors import UsageError
-from landscape.ranks import ALONE, Ranks
-from landscape.store import read_result
+from landscape.problem.distributed import ALONE, Ranks
+from landscape.results.store import read_result
 
 SHIPPED = Path(__file__).resolve().parent.parent / "checkpoints" / "digits"
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
@@ -56,9 +56,9 @@ import hashlib, json, sys
 import torch
 from torch import nn
 from landscape import Problem
-from landscape.analyses.spectrum import run_spectrum
-from landscape.ranks import joined
-from landscape.spectral.settings import SpectrumSettings
+from landscape.spectra.run import run_spectrum
+from landscape.problem.distributed import joined
+from landscape.spectra.settings import SpectrumSettings
 torch.manual_seed(0)
 x, y = torch.randn(103, 6).double(), torch.randint(0, 3, (103,))
 model = nn.Sequential(nn.Linear(6, 12), nn.Tanh(), nn.Linear(12, 3)).double()

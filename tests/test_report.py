@@ -18,15 +18,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import commands
-from landscape.claims.escape_dimensions import CLAIM, Evidence, decide, draw
-from landscape.reports.claims import section, summary
-from landscape.reports.document import Cell, Document, Heading, Paragraph, Table
-from landscape.reports.html import as_html
-from landscape.reports.markdown import as_markdown, pictures
-from landscape.reports.page import make_page
-from landscape.result_checks import Read, checked
-from landscape.results import Spent
-from landscape.store import read_result, write_result
+from landscape.claims.escape_dimensions.decide import CLAIM, Evidence, decide, draw
+from landscape.claims.result import Read, checked
+from landscape.report.check import section, summary
+from landscape.report.document import Cell, Document, Heading, Paragraph, Table
+from landscape.report.html import as_html
+from landscape.report.markdown import as_markdown, pictures
+from landscape.report.page import make_page
+from landscape.results.fields import Spent
+from landscape.results.store import read_result, write_result
 from samples import sample_provenance
 from slices_made import plane
 from test_claim_escapes import escaping

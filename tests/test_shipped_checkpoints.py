@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from landscape.checkpoint import read_checkpoint
-from landscape.loading import load_problem
-from landscape.run_files import check_out, file_name, finished, run_of
-from landscape.sweep import Run, plan, read_sweep
-from landscape.training import train_run
+from landscape.checkpoints.checkpoint import read_checkpoint
+from landscape.checkpoints.load import load_problem
+from landscape.training.one import train_run
+from landscape.training.run_files import check_out, file_name, finished, run_of
+from landscape.training.sweep import Run, plan, read_sweep
 
 HERE = Path(__file__).parent.parent / "checkpoints"
 SWEEPS = sorted(path.stem for path in HERE.glob("*.toml"))

@@ -15,17 +15,17 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import landscape
-from landscape import cells as cells_module
-from landscape.analyses.slice import finish, run_slice
-from landscape.cell_plan import cut, plan_cells
-from landscape.cells import CellPlan, Surface, cell_values, recalibrated
 from landscape.errors import ProblemError, UsageError
-from landscape.framing import Beside, make_frame
-from landscape.objective import build_objective
-from landscape.pieces import KeptPieces
-from landscape.problem import Problem
-from landscape.slice_settings import SliceSettings, numbers
-from landscape.slicing import Cells, Grid, axis_of, barrier, fill, tiles
+from landscape.problem.objective import build_objective
+from landscape.problem.problem import Problem
+from landscape.runtime.pieces import KeptPieces
+from landscape.slices import cells as cells_module
+from landscape.slices.cell_plan import cut, plan_cells
+from landscape.slices.cells import CellPlan, Surface, cell_values, recalibrated
+from landscape.slices.frame import Beside, make_frame
+from landscape.slices.grid import Cells, Grid, axis_of, barrier, fill, tiles
+from landscape.slices.run import finish, run_slice
+from landscape.slices.settings import SliceSettings, numbers
 
 
 class Point(nn.Module):
@@ -501,7 +501,7 @@ def test_every_cell_belongs_to_one_launch_of_one_share(nx: int, ny: int, planes:
 
 @pytest.mark.parametrize("plan", [CellPlan("in place", 20, 1), CellPlan("stacked", 53, 4)], ids=lambda p: p.strategy)
 def test_an_interrupted_slice_goes_on_to_the_same_bits(plan: CellPlan, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("landscape.framing.plan_cells", lambda *a, **k: plan)
+    monkeypatch.setattr("landscape.slices.frame.plan_cells", lambda *a, **k: plan)
     monkeypatch.setattr(KeptPieces, "due", lambda self: True)
     problem, wanted = network(dtype=torch.float32), SliceSettings(points=(5, 4), repeat=2, metrics=("accuracy",))
     whole = run_slice(problem, wanted, Beside())
@@ -527,7 +527,7 @@ def test_an_interrupted_slice_goes_on_to_the_same_bits(plan: CellPlan, monkeypat
         except StoppedError:
             stops += 1
             kept["cells"]["values"][~kept["cells"]["done"]] = -1.0  # what is not done is not used
-            monkeypatch.setattr("landscape.framing.plan_cells", lambda *a, **k: pytest.fail("planned again"))
+            monkeypatch.setattr("landscape.slices.frame.plan_cells", lambda *a, **k: pytest.fail("planned again"))
     assert stops >= 2
     assert found.plane_loss is not None
     assert whole.plane_loss is not None

@@ -14,9 +14,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import integrate, stats
 
-from landscape import statistics as s
-from landscape.statistics import Estimate
-from landscape.units import mean_of
+from landscape.claims import statistics as s
+from landscape.claims.statistics import Estimate
+from landscape.claims.units import mean_of
 
 SWEEPS = 300
 

@@ -14,10 +14,10 @@ import h5py
 import numpy as np
 import pytest
 
-from landscape import store
 from landscape.errors import StorageError, UsageError
-from landscape.results import AXES, Result, Spectrum, field_of
-from landscape.store import (
+from landscape.results import store
+from landscape.results.fields import AXES, Result, Spectrum, field_of
+from landscape.results.store import (
     is_result_file,
     list_groups,
     locked,

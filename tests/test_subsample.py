@@ -16,8 +16,8 @@ from torch import nn
 import commands
 from landscape import spectrum
 from landscape.errors import UsageError
-from landscape.problem import Problem
-from landscape.spectral.subsample import disjoint_parts, extrapolate, over_all
+from landscape.problem.problem import Problem
+from landscape.spectra.sampling import disjoint_parts, extrapolate, over_all
 
 RAGGED = [[1, 8, 22, 8, 61], [100], [7] * 14 + [2], [99, 1], [5] * 20]
 

@@ -15,13 +15,13 @@ from matplotlib.figure import Figure
 from matplotlib.text import Text
 
 from landscape.errors import StorageError, UsageError
-from landscape.figures.headings import wrapped
-from landscape.figures.levels import Levels, levels_of
 from landscape.figures.slice_labels import axis_labels, remarks
+from landscape.figures.slice_levels import Levels, levels_of
+from landscape.figures.slice_planes import MOST, draw_slices
+from landscape.figures.slice_words import wrapped
 from landscape.figures.style import is_ours, render
-from landscape.figures.surfaces import MOST, draw_slices
-from landscape.store import StoredResult
-from landscape.stored_slices import grid_of, is_wide, triangles
+from landscape.results.store import StoredResult
+from landscape.slices.stored import grid_of, is_wide, triangles
 from slices_made import Surface, bowl, line, metrics, plane, planes, stored, trajectory, valley, with_holes
 
 

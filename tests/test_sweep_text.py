@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from landscape.evidence.runs import SweptRun
-from landscape.problem import Problem
-from landscape.run_files import MEASURED, header_of
-from landscape.sweep import Run, plan, read_sweep
-from landscape.sweep_text import as_sweep
-from landscape.sweeps import names, sweep_file
+from landscape.claims.runs import SweptRun
+from landscape.claims.sweep_text import as_sweep
+from landscape.problem.problem import Problem
+from landscape.training.run_files import MEASURED, header_of
+from landscape.training.sweep import Run, plan, read_sweep
+from landscape.training.sweeps import names, sweep_file
 
 
 def unused() -> Problem:

@@ -9,7 +9,7 @@ import sys
 import numpy as np
 import pytest
 
-from landscape.figures.terminal_histogram import bin_edges, count_eigenvalues, histogram_lines
+from landscape.cli.views.histogram import bin_edges, count_eigenvalues, histogram_lines
 from samples import sample_spectrum
 from spectra import gallery, probed, softmax_hessian, spectrum_of, without_density
 
@@ -100,5 +100,5 @@ def test_bins_cover_both_ends_in_few_rows(high: float) -> None:
 
 
 def test_histogram_does_not_wait_for_matplotlib() -> None:
-    code = "import sys, landscape.figures.terminal_histogram as t; sys.exit('matplotlib' in sys.modules)"
+    code = "import sys, landscape.cli.views.histogram as t; sys.exit('matplotlib' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

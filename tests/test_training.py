@@ -16,14 +16,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from landscape.checkpoint import read_checkpoint
+from landscape.checkpoints.checkpoint import read_checkpoint
+from landscape.checkpoints.load import load_problem
 from landscape.data import digits
 from landscape.errors import NumericalError, ProblemError, StorageError, UsageError
-from landscape.loading import load_problem
 from landscape.models import build_model, mlp
-from landscape.run_files import check_out, header_of, run_of
-from landscape.sweep import Run, Training, plan, read_sweep
-from landscape.training import learning_rate_at, minibatches, parameters_of, train_run
+from landscape.training.one import learning_rate_at, minibatches, parameters_of, train_run
+from landscape.training.run_files import check_out, header_of, run_of
+from landscape.training.sweep import Run, Training, plan, read_sweep
 
 TABLES: dict[str, dict[str, Any]] = {
     "sweep": {"width": [2, 3], "seed": [0, 1]},

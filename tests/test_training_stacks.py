@@ -12,17 +12,17 @@ import pytest
 import torch
 
 from conftest import DEVICES
-from landscape import sweeps
-from landscape.certificate import from_dict
-from landscape.checkpoint import read_checkpoint
+from landscape.checkpoints.checkpoint import read_checkpoint
+from landscape.checkpoints.load import load_problem
 from landscape.data import load_data
 from landscape.errors import NumericalError, ProblemError, UsageError
-from landscape.loading import load_problem
-from landscape.objective import build_objective
-from landscape.run_files import run_of
-from landscape.sweep import Run, plan, read_sweep
-from landscape.training import Trained, train_run
-from landscape.training_stacks import groups, train_stack
+from landscape.points.certificate import from_dict
+from landscape.problem.objective import build_objective
+from landscape.training import sweeps
+from landscape.training.one import Trained, train_run
+from landscape.training.run_files import run_of
+from landscape.training.stacks import groups, train_stack
+from landscape.training.sweep import Run, plan, read_sweep
 from test_training import toml
 
 TABLES: dict[str, dict[str, Any]] = {

@@ -14,9 +14,9 @@ from torch.nn.utils.parametrizations import weight_norm
 from torch.utils.checkpoint import checkpoint
 
 from landscape import Problem, descend, escape, spectrum
+from landscape.curvature.trust import trusted
 from landscape.errors import ProblemError
-from landscape.objective import build_objective
-from landscape.spectral.trust import trusted
+from landscape.problem.objective import build_objective
 from test_agreement import Lopsided, Wave, padded
 
 

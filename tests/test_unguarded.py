@@ -11,15 +11,15 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from dense_truth import dense_truth
-from landscape.analyses.spectrum import spectrum
-from landscape.certifying import dense_hessians
-from landscape.checkpoint import read_checkpoint
+from landscape.checkpoints.checkpoint import read_checkpoint
+from landscape.checkpoints.fit import load_into
 from landscape.errors import CheckpointError, NumericalError, ProblemError
-from landscape.fitting import load_into
-from landscape.moving import copied
-from landscape.objective import build_objective
-from landscape.problem import Problem
-from landscape.stacking import build_stack
+from landscape.points.certify import dense_hessians
+from landscape.problem.copies import copied
+from landscape.problem.objective import build_objective
+from landscape.problem.problem import Problem
+from landscape.spectra.run import spectrum
+from landscape.stack.build import build_stack
 
 
 class Words(nn.Module):

@@ -16,18 +16,18 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from landscape.analyses.escape import EscapeSettings, escape, run_escape
-from landscape.analyses.widen import widen
-from landscape.certifying import certify_stack
 from landscape.errors import ProblemError, UsageError
-from landscape.models.parts import SigmoidSoftplus
-from landscape.objective import build_objective
-from landscape.pieces import KeptPieces
-from landscape.problem import Problem
-from landscape.splitting import foretell, inner_hessians
-from landscape.stacking import build_stack
-from landscape.structure import Hidden
-from landscape.widening import Split, find_hidden, shares_of, smoothed, widened, with_fresh
+from landscape.models.activations import SigmoidSoftplus
+from landscape.points.certify import certify_stack
+from landscape.points.escape import EscapeSettings, escape, run_escape
+from landscape.problem.layers import Hidden
+from landscape.problem.objective import build_objective
+from landscape.problem.problem import Problem
+from landscape.runtime.pieces import KeptPieces
+from landscape.stack.build import build_stack
+from landscape.widening.networks import Split, find_hidden, shares_of, smoothed, widened, with_fresh
+from landscape.widening.run import widen
+from landscape.widening.theory import foretell, inner_hessians
 from test_certificate import fixture_problem
 
 # μ and λ_min after the split of the fixture's second neuron (Flat Channels to Infinity, 2025, recomputed twice).
@@ -177,7 +177,7 @@ def test_a_fresh_neuron_with_an_odd_activation_opens_exactly_one_direction() -> 
     x = torch.randn(80, 3, dtype=torch.float64)
     model = nn.Sequential(nn.Linear(3, 1, bias=False), nn.Tanh(), nn.Linear(1, 1, bias=False)).double()
     y = torch.tanh(x @ torch.randn(3, 1, dtype=torch.float64)) + 0.5 * x[:, :1]
-    from landscape.analyses.descend import descend
+    from landscape.points.descend import descend
 
     start = descend(Problem(model, (x, y), "mse"))
     torch.nn.utils.vector_to_parameters(torch.as_tensor(start.point), model.parameters())
@@ -402,8 +402,8 @@ def test_an_ordinary_checkpoint_is_not_stationary_and_analysed_all_the_same() ->
 
 
 def test_large_networks_escape_without_dense_hessians(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("landscape.analyses.escape.DENSE", 5)
-    monkeypatch.setattr("landscape.analyses.escape.DENSE_STEPS", 5)
+    monkeypatch.setattr("landscape.points.escape.DENSE", 5)
+    monkeypatch.setattr("landscape.points.escape.DENSE_STEPS", 5)
     found = escape(split_fixture(2.0), steps=60, max_products=60)
     assert found.direction_value == pytest.approx(GOLDEN[2.0], rel=1e-3)
     assert found.loss_after < found.loss
@@ -411,8 +411,8 @@ def test_large_networks_escape_without_dense_hessians(monkeypatch: pytest.Monkey
 
 
 def test_a_large_escape_goes_on_where_it_was_interrupted(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("landscape.analyses.escape.DENSE", 5)
-    monkeypatch.setattr("landscape.analyses.escape.DENSE_STEPS", 5)
+    monkeypatch.setattr("landscape.points.escape.DENSE", 5)
+    monkeypatch.setattr("landscape.points.escape.DENSE_STEPS", 5)
     monkeypatch.setattr(KeptPieces, "due", lambda self: True)
     kept: dict[str, Any] = {}
 
@@ -428,7 +428,7 @@ def test_a_large_escape_goes_on_where_it_was_interrupted(monkeypatch: pytest.Mon
         run_escape(problem, settings, pieces=KeptPieces({}, save))
     half = kept["descents 0 lbfgs"]["trajectory"]["loss"]
     assert "ended" not in kept["descents 0 lbfgs"]
-    monkeypatch.setattr("landscape.analyses.escape.certify_large", lambda *a, **k: pytest.fail("certified again"))
+    monkeypatch.setattr("landscape.points.escape.certify_large", lambda *a, **k: pytest.fail("certified again"))
     found = run_escape(problem, settings, pieces=KeptPieces(dict(kept), lambda pieces: kept.update(pieces)))
     assert found.verdict == "escaped"
     assert kept["descents 0 lbfgs"]["trajectory"]["loss"][: len(half)] == half

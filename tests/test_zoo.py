@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from landscape.analyses.widen import widen
 from landscape.errors import ProblemError
+from landscape.widening.run import widen
 from zoo_checked import WAYS, checked
 from zoo_of_models import ZOO, build
 

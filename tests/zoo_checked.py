@@ -20,13 +20,13 @@ from torch.nn.utils import vector_to_parameters
 
 import zoo_of_models
 from dense_truth import Truth, dense_truth
-from landscape.analyses.descend import descend
-from landscape.analyses.doctor import doctor
-from landscape.analyses.escape import escape
-from landscape.analyses.slice import slice as slice_surface
-from landscape.analyses.spectrum import spectrum
+from landscape.diagnosis.run import doctor
 from landscape.errors import LandscapeError
-from landscape.problem import Problem
+from landscape.points.descend import descend
+from landscape.points.escape import escape
+from landscape.problem.problem import Problem
+from landscape.slices.run import slice as slice_surface
+from landscape.spectra.run import spectrum
 from zoo_of_models import Animal, build
 
 # What float32, in which weights and data lie, makes of a loss; float64's own error is in `Truth.error`.

@@ -18,7 +18,7 @@ from torch.nn import functional as F
 from torch.nn.utils import parametrizations as parametrised
 from torch.utils.checkpoint import checkpoint
 
-from landscape.problem import Problem
+from landscape.problem.problem import Problem
 
 N, D, T, C = 5, 3, 3, 2
 

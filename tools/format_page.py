@@ -8,8 +8,11 @@ from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
 
-from landscape import result_checks, result_escapes, result_slices, results
-from landscape.results import AXES, Provenance, Result
+from landscape.claims import result as result_checks
+from landscape.points import results as result_escapes
+from landscape.results import fields as results
+from landscape.results.fields import AXES, Provenance, Result
+from landscape.slices import result as result_slices
 
 PAGE = Path(__file__).resolve().parent.parent / "docs" / "format.md"
 JSON_FIELDS = "text, JSON"

@@ -33,17 +33,17 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 import landscape
 from benchmarks import ours, peers, problems
 from benchmarks.problems import Case
-from landscape.certifying import certify_stack
+from landscape.curvature.operator import CurvatureOperator
 from landscape.data import load_data
-from landscape.descending import Way, descend_stack
-from landscape.memory import synchronise
 from landscape.models import build_model
-from landscape.objective import build_objective
-from landscape.operators import CurvatureOperator
-from landscape.problem import Problem
-from landscape.stacking import build_stack
-from landscape.sweep import Run, plan, read_sweep
-from landscape.sweeps import sweep_file
+from landscape.points.certify import certify_stack
+from landscape.points.descent import Way, descend_stack
+from landscape.problem.objective import build_objective
+from landscape.problem.problem import Problem
+from landscape.runtime.memory import synchronise
+from landscape.stack.build import build_stack
+from landscape.training.sweep import Run, plan, read_sweep
+from landscape.training.sweeps import sweep_file
 
 Product = Callable[[Tensor], Tensor]
 LEAST_REPETITIONS, MOST_REPETITIONS = 3, 25

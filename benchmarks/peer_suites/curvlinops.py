@@ -13,9 +13,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from landscape.objective import build_objective
-from landscape.operators import CurvatureOperator
-from landscape.problem import Problem
+from landscape.curvature.operator import CurvatureOperator
+from landscape.problem.objective import build_objective
+from landscape.problem.problem import Problem
 
 FILES = ("test/test_hessian.py", "test/test_ggn.py", "test/test_submatrix.py")
 NOT_OURS = {

@@ -9,13 +9,13 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from landscape.curvature.operator import CurvatureOperator
 from landscape.linalg.lanczos import Extremes, lanczos, lanczos_extremes
 from landscape.linalg.probes import gaussian, rademacher, sphere
 from landscape.linalg.quadrature import density, gauss, tridiagonalise
 from landscape.linalg.trace import complement_quadratic_forms, xtrace
-from landscape.objective import build_objective
-from landscape.operators import CurvatureOperator
-from landscape.problem import Problem
+from landscape.problem.objective import build_objective
+from landscape.problem.problem import Problem
 
 Matvec = Callable[[Tensor], Tensor]
 

@@ -11,16 +11,16 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 _HOMES = {
-    "Problem": "landscape.problem",
-    "descend": "landscape.analyses.descend",
-    "escape": "landscape.analyses.escape",
-    "widen": "landscape.analyses.widen",
-    "slice": "landscape.analyses.slice",
-    "spectrum": "landscape.analyses.spectrum",
-    "read_checkpoint": "landscape.checkpoint",
-    "load_problem": "landscape.loading",
-    "read_result": "landscape.store",
-    "write_result": "landscape.store",
+    "Problem": "landscape.problem.problem",
+    "descend": "landscape.points.descend",
+    "escape": "landscape.points.escape",
+    "widen": "landscape.widening.run",
+    "slice": "landscape.slices.run",
+    "spectrum": "landscape.spectra.run",
+    "read_checkpoint": "landscape.checkpoints.checkpoint",
+    "load_problem": "landscape.checkpoints.load",
+    "read_result": "landscape.results.store",
+    "write_result": "landscape.results.store",
 }
 __all__ = [
     "Problem",
@@ -37,15 +37,15 @@ __all__ = [
 ]
 
 if TYPE_CHECKING:
-    from landscape.analyses.descend import descend
-    from landscape.analyses.escape import escape
-    from landscape.analyses.slice import slice
-    from landscape.analyses.spectrum import spectrum
-    from landscape.analyses.widen import widen
-    from landscape.checkpoint import read_checkpoint
-    from landscape.loading import load_problem
-    from landscape.problem import Problem
-    from landscape.store import read_result, write_result
+    from landscape.checkpoints.checkpoint import read_checkpoint
+    from landscape.checkpoints.load import load_problem
+    from landscape.points.descend import descend
+    from landscape.points.escape import escape
+    from landscape.problem.problem import Problem
+    from landscape.results.store import read_result, write_result
+    from landscape.slices.run import slice
+    from landscape.spectra.run import spectrum
+    from landscape.widening.run import widen
 
 
 def __getattr__(name: str) -> Any:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from landscape.basis import Basis
+from landscape.linalg.basis import Basis
 from landscape.linalg.lanczos import Extremes, lanczos, lanczos_extremes
 from planted import planted_dense, planted_matvec, planted_vectors
 

@@ -154,7 +154,7 @@ def test_nodes_lie_within_the_known_ends(seed: int) -> None:
     from_top = int(rng.integers(0, k + 1))
     which = np.r_[np.arange(n - from_top, n), np.arange(k - from_top)]
     columns = planted_vectors(n, torch.eye(n, dtype=torch.float64)[:, which], seed=seed)
-    if rng.random() < 0.5:  # residuals, and inner products as large as spectral/extremes.py lets through
+    if rng.random() < 0.5:  # residuals, and inner products as large as curvature/eigenpairs.py lets through
         columns = columns + float(rng.choice([1e-3, 1e-5])) * starts(n, k, seed=seed) / math.sqrt(n)
         columns = torch.linalg.qr(columns)[0] + 1e-5 * starts(n, k, seed=seed + 1) / math.sqrt(n)
     deflate = columns.to(dtype)

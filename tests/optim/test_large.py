@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from landscape.optim.flow import gradient_flow
-from landscape.optim.large import Ended, lbfgs, newton_krylov, newton_mr
+from landscape.optim.matrix_free import Ended, lbfgs, newton_krylov, newton_mr
 from planted import planted_dense
 
 N = 60

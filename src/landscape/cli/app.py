@@ -8,11 +8,11 @@ import sys
 
 import typer
 
-from landscape.atomic import storage_error
 from landscape.cli import check, descend, doctor, escape, export, info, plot, report, slice, spectrum, train, widen
 from landscape.cli.terminal import print_error, within_memory
 from landscape.errors import LandscapeError
-from landscape.interrupts import Interrupted, interruptible
+from landscape.runtime.files import storage_error
+from landscape.runtime.interrupts import Interrupted, interruptible
 
 app = typer.Typer(
     name="landscape",

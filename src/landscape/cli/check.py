@@ -70,12 +70,12 @@ def check(
 
     Writes CLAIM.check.h5. Interrupted, the same command goes on after the last experiment that was finished.
     """
-    from landscape.cli.check_view import print_json, print_one
+    from landscape.checkpoints.find import check_out
+    from landscape.checkpoints.source import Source
     from landscape.cli.checking import Request, decide, run_unit
-    from landscape.cli.targets import check_out
-    from landscape.interrupts import Interrupted, interruptible
-    from landscape.memory import keep_heap
-    from landscape.source import Source
+    from landscape.cli.views.check import print_json, print_one
+    from landscape.runtime.interrupts import Interrupted, interruptible
+    from landscape.runtime.memory import keep_heap
 
     names = _checked(claim or list(CLAIMS), scale)
     if not (runs or run or unit):
@@ -118,8 +118,8 @@ def _trained(request: Request) -> list[str]:
     """The claim's own sweeps, trained by `landscape train`, which does only what is missing."""
     import torch
 
-    from landscape.arithmetic import resolve_device
-    from landscape.executors import Outcome, Task, run_batch, visible_gpus
+    from landscape.runtime.arithmetic import resolve_device
+    from landscape.runtime.workers import Outcome, Task, run_batch, visible_gpus
 
     folders = {name: request.out / "runs" / name for name in SWEEPS[request.claim]}
     quiet = ["--quiet"] if request.quiet else []

@@ -10,19 +10,19 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from landscape.checkpoints.source import Source
 from landscape.cli import worker
 from landscape.cli.terminal import print_note
 from landscape.errors import StorageError, UsageError
-from landscape.source import Source
 
 if TYPE_CHECKING:
-    from landscape.claim import Claim
-    from landscape.evidence.runs import SweptRun
-    from landscape.executors import Task
-    from landscape.pieces import KeptPieces
-    from landscape.progress import Progress
-    from landscape.result_checks import Checked
-    from landscape.results import Provenance
+    from landscape.claims.claim import Claim
+    from landscape.claims.result import Checked
+    from landscape.claims.runs import SweptRun
+    from landscape.results.fields import Provenance
+    from landscape.runtime.pieces import KeptPieces
+    from landscape.runtime.progress import Progress
+    from landscape.runtime.workers import Task
 
     Groups = Mapping[str, Sequence[SweptRun]]
 
@@ -52,25 +52,25 @@ class Request:
     @property
     def evidence(self) -> Any:
         """The module that gathers the claim's evidence."""
-        return import_module(f"landscape.evidence.{self.claim.replace('-', '_')}")
+        return import_module(f"landscape.claims.{self.claim.replace('-', '_')}.experiments")
 
     @property
     def decided(self) -> Claim:
         """The claim itself."""
-        claim: Claim = import_module(f"landscape.claims.{self.claim.replace('-', '_')}").CLAIM
+        claim: Claim = import_module(f"landscape.claims.{self.claim.replace('-', '_')}.decide").CLAIM
         return claim
 
 
 def decide(request: Request, folders: list[str]) -> tuple[Checked, Provenance, Path]:
     """The stored decision if it is of the same runs, else a new one."""
     from landscape import __version__
-    from landscape.atomic import locked
-    from landscape.cli.check_runs import read_runs
+    from landscape.claims.read_runs import read_runs
+    from landscape.claims.result import Checked
     from landscape.cli.progress import stage_progress
-    from landscape.identity import identity
-    from landscape.piece_files import discard, kept_pieces
-    from landscape.result_checks import Checked
-    from landscape.store import read_result, restore, stored_identity, write_result
+    from landscape.results.identity import identity
+    from landscape.results.store import read_result, restore, stored_identity, write_result
+    from landscape.runtime.files import locked
+    from landscape.runtime.piece_files import discard, kept_pieces
 
     place = request.place
     with stage_progress(request.claim, request.quiet) as report:
@@ -106,12 +106,12 @@ def _computed(
 ) -> Checked:
     import torch
 
-    from landscape.arithmetic import resolve_device
-    from landscape.evidence.runs import Means, populations
-    from landscape.executors import visible_gpus
-    from landscape.result_checks import Read, checked
-    from landscape.results import Spent
-    from landscape.sweep_text import as_sweep
+    from landscape.claims.result import Read, checked
+    from landscape.claims.runs import Means, populations
+    from landscape.claims.sweep_text import as_sweep
+    from landscape.results.fields import Spent
+    from landscape.runtime.arithmetic import resolve_device
+    from landscape.runtime.workers import visible_gpus
 
     start = time.perf_counter()
     device = str(resolve_device(request.device))
@@ -131,8 +131,8 @@ def _computed(
 
 
 def _provenance(key: str, settings: dict[str, Any], files: str, made: Checked) -> Provenance:
-    from landscape.identity import versions
-    from landscape.results import Provenance
+    from landscape.results.fields import Provenance
+    from landscape.results.identity import versions
 
     assert made.spent is not None
     return Provenance(
@@ -166,7 +166,7 @@ def _folders_of(folders: list[str], groups: Groups) -> dict[str, list[str]]:
 
     All of them where a run's start lies elsewhere than its end, or where a name depends on the other populations.
     """
-    from landscape.cli.targets import expand
+    from landscape.checkpoints.find import expand
 
     if any("descent" in run.header for runs in groups.values() for run in runs) or any(n.endswith(")") for n in groups):
         return dict.fromkeys(groups, folders)
@@ -190,8 +190,8 @@ def _in_workers(
 
     One that fails is done again by the caller, which then says why; its own words would be the same once more.
     """
-    from landscape.executors import Outcome, Task, print_line, run_batch
-    from landscape.piece_files import kept_pieces
+    from landscape.runtime.piece_files import kept_pieces
+    from landscape.runtime.workers import Outcome, Task, print_line, run_batch
 
     place, finished = request.place, [0]
     said: dict[str, list[str]] = {}
@@ -236,10 +236,10 @@ def _arguments(request: Request) -> list[str]:
 
 def run_unit(request: Request, folders: list[str], unit: str) -> None:
     """A worker: one experiment, into a file of its own; what is there already is not done again."""
-    from landscape.arithmetic import resolve_device
-    from landscape.cli.check_runs import read_runs
-    from landscape.evidence.runs import Means, populations
-    from landscape.piece_files import kept_pieces
+    from landscape.claims.read_runs import read_runs
+    from landscape.claims.runs import Means, populations
+    from landscape.runtime.arithmetic import resolve_device
+    from landscape.runtime.piece_files import kept_pieces
 
     try:
         told = json.loads(unit)

@@ -9,16 +9,16 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from landscape.checkpoints.source import Source
 from landscape.cli import options as common
 from landscape.cli.jobs import Job, load_job
 from landscape.cli.terminal import flush, print_error, print_json_error, print_note, raise_failures
 from landscape.errors import LandscapeError
-from landscape.source import Source
 
 if TYPE_CHECKING:
-    from landscape.analyses.descend import DescendSettings
-    from landscape.cli.descend_view import Shown
-    from landscape.results import Descended
+    from landscape.cli.views.descend import Shown
+    from landscape.points.descend import DescendSettings
+    from landscape.results.fields import Descended
 
 
 # Checkpoints that are loaded and locked at a time.
@@ -77,10 +77,10 @@ def descend(
     Writes, per checkpoint, the trajectory (NAME.descend.h5) and the point reached as a checkpoint in float64 with
     its certificate in the header (NAME.descend.pt). Checkpoints of equal architecture descend together.
     """
-    from landscape.analyses.descend import DescendSettings
-    from landscape.cli.targets import check_out, expand, result_paths
-    from landscape.interrupts import Interrupted, interruptible
-    from landscape.memory import keep_heap, parse_bytes
+    from landscape.checkpoints.find import check_out, expand, result_paths
+    from landscape.points.descend import DescendSettings
+    from landscape.runtime.interrupts import Interrupted, interruptible
+    from landscape.runtime.memory import keep_heap, parse_bytes
 
     settings = DescendSettings(
         to=to,
@@ -112,7 +112,7 @@ def descend(
 
 def _descend_all(request: _Request, paths: list[Path], places: list[Path]) -> None:
     """Portion by portion, each loaded whole, so that equal shapes go together; what is done is shown as it is."""
-    from landscape.cli.descend_view import print_many, print_one
+    from landscape.cli.views.descend import print_many, print_one
 
     batch = _Batch(request, paths, places, {}, [])
     for start in range(0, len(paths), PORTION):
@@ -142,7 +142,7 @@ class _Batch:
             print_error(type(error)(f"{self.paths[number]}: {error.message}", error.hint))
 
     def show(self, number: int, one: Shown) -> None:
-        from landscape.cli.descend_view import print_json
+        from landscape.cli.views.descend import print_json
 
         self.shown[number] = one
         if self.request.as_json:
@@ -150,9 +150,9 @@ class _Batch:
 
 
 def _descend_portion(batch: _Batch, numbers: range) -> None:
-    from landscape.analyses.descend import run_descents
-    from landscape.atomic import locked
     from landscape.cli.progress import stage_progress
+    from landscape.points.descend import run_descents
+    from landscape.runtime.files import locked
 
     request = batch.request
     with ExitStack() as held:
@@ -194,9 +194,9 @@ def _checkpoint_of(place: Path) -> Path:
 
 def _written(request: _Request, job: Job, result: Descended) -> Shown:
     """Both files on disk, the checkpoint first: where there is a result, its checkpoint is there as well."""
-    from landscape.cli.descend_view import Shown, warn
     from landscape.cli.points import write_point
-    from landscape.store import write_result
+    from landscape.cli.views.descend import Shown, warn
+    from landscape.results.store import write_result
 
     assert result.spent is not None
     provenance = job.provenance(result.spent)
@@ -210,9 +210,9 @@ def _written(request: _Request, job: Job, result: Descended) -> Shown:
 
 
 def _stored(job: Job) -> Shown:
-    from landscape.cli.descend_view import Shown
-    from landscape.results import Descended
-    from landscape.store import read_result, restore
+    from landscape.cli.views.descend import Shown
+    from landscape.results.fields import Descended
+    from landscape.results.store import read_result, restore
 
     stored = read_result(job.place, "descend")
     return Shown(restore(stored, Descended), stored.provenance, job.place, _checkpoint_of(job.place))

@@ -15,7 +15,7 @@ from landscape.cli.terminal import flush, plain, print_error, print_json_error, 
 from landscape.errors import BatchError, LandscapeError, ProblemError
 
 if TYPE_CHECKING:
-    from landscape.analyses.doctor import Diagnosis
+    from landscape.diagnosis.run import Diagnosis
 
 WIDTH = 80
 MARKS = {"ok": "ok", "care": "care", "fault": "FAULT"}
@@ -40,7 +40,7 @@ def doctor(
 
     Each line says what was measured and what it was held to. Exit code 3 if anything is a FAULT.
     """
-    from landscape.cli.targets import expand
+    from landscape.checkpoints.find import expand
 
     paths = expand(checkpoints, None if quiet else print_note)
     arguments = (problem, common.parse_sets(sets), data, loss, batchnorm)
@@ -83,11 +83,11 @@ def _diagnose(
     samples: int,
     quiet: bool,
 ) -> Diagnosis:
-    from landscape.analyses.doctor import Diagnosis, Finding
-    from landscape.analyses.doctor import doctor as examine
-    from landscape.checkpoint import read_checkpoint
+    from landscape.checkpoints.checkpoint import read_checkpoint
+    from landscape.checkpoints.load import load_problem
     from landscape.diagnosis.findings import said
-    from landscape.loading import load_problem
+    from landscape.diagnosis.run import Diagnosis, Finding
+    from landscape.diagnosis.run import doctor as examine
 
     found = read_checkpoint(path, *reading)
     try:

@@ -10,9 +10,9 @@ from landscape.cli import options as common
 
 if TYPE_CHECKING:
     from landscape.cli.jobs import Job
-    from landscape.pieces import Pieces
-    from landscape.progress import Progress
-    from landscape.result_escapes import Escaped
+    from landscape.points.results import Escaped
+    from landscape.runtime.pieces import Pieces
+    from landscape.runtime.progress import Progress
 
 
 def escape(
@@ -53,12 +53,12 @@ def escape(
     Writes NAME.escape.h5 and, where something was followed, the lowest point reached as NAME.escape.pt with its
     certificate. A checkpoint that is not stationary is analysed all the same, and says so.
     """
-    from landscape.analyses.escape import EscapeSettings, run_escape
-    from landscape.cli.escape_view import print_json, print_many, print_one, warn
+    from landscape.checkpoints.source import Source
     from landscape.cli.loop import Command, run_command
-    from landscape.memory import parse_bytes
-    from landscape.result_escapes import Escaped
-    from landscape.source import Source
+    from landscape.cli.views.escape import print_json, print_many, print_one, warn
+    from landscape.points.escape import EscapeSettings, run_escape
+    from landscape.points.results import Escaped
+    from landscape.runtime.memory import parse_bytes
 
     settings = EscapeSettings(
         descend=descend,
@@ -86,7 +86,7 @@ def escape(
 
 
 def _was_followed(job: Job) -> bool:
-    from landscape.store import read_result
+    from landscape.results.store import read_result
 
     return bool(read_result(job.place, "escape").attributes["followed"])
 

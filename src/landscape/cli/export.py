@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from landscape.cli.finding import PATTERNS, find_results, read_stored
+from landscape.cli.result_files import PATTERNS, find_results, read_stored
 from landscape.cli.terminal import print_warning
 from landscape.errors import LandscapeError, StorageError, UsageError
 
 if TYPE_CHECKING:
-    from landscape.exports import Format
-    from landscape.store import StoredResult
+    from landscape.export.formats import Format
+    from landscape.results.store import StoredResult
 
 FORMATS = ("li", "csv", "npz", "vtp")
 ANY = "npz"  # takes results of every analysis
@@ -51,8 +51,8 @@ def export(
 
     Prints the paths of the files, one a line.
     """
-    from landscape.atomic import remove_stale, write_bytes
-    from landscape.exports import FORMATS as MADE
+    from landscape.export.formats import FORMATS as MADE
+    from landscape.runtime.files import remove_stale, write_bytes
 
     name = _chosen(kind, out)
     every = MADE[name].every

@@ -14,8 +14,10 @@ from typing import Annotated, Any, TypeVar
 
 import typer
 
+from landscape.checkpoints.find import expand
 from landscape.cli import options as common
-from landscape.cli.describe import (
+from landscape.cli.terminal import plain, print_warning
+from landscape.cli.views.info import (
     describe_checkpoint,
     describe_result,
     print_checkpoint,
@@ -23,10 +25,8 @@ from landscape.cli.describe import (
     print_result,
     size,
 )
-from landscape.cli.targets import expand
-from landscape.cli.terminal import plain, print_warning
-from landscape.cli.tidy import AXES, SUFFIXES, natural, result_files, tidy
 from landscape.errors import BatchError, CheckpointError, LandscapeError, StorageError, UsageError
+from landscape.export.table import AXES, SUFFIXES, natural, result_files, tidy
 
 HDF5_SIGNATURE = b"\x89HDF\r\n\x1a\n"
 WEIGHTS = (".pt", ".pth", ".ckpt", ".safetensors", ".pt2", ".bin", ".th", ".t7", ".tar")
@@ -74,7 +74,7 @@ def _is_checkpoint_folder(path: Path) -> bool:
         return path.is_dir()
     if not any(p.suffix in (".safetensors", ".bin") for p in path.iterdir()):
         return False  # without loading PyTorch
-    from landscape.folders import is_checkpoint_folder
+    from landscape.checkpoints.folders import is_checkpoint_folder
 
     return is_checkpoint_folder(path) or (path / "model.safetensors").exists()
 
@@ -170,7 +170,7 @@ def _checkpoints(folder: Path) -> list[Path]:
 
 def _read_all(files: list[Path], failures: _Failures) -> Iterator[tuple[str, Any]]:
     """(path, stored result) of every group that can be read."""
-    from landscape.cli.finding import groups_of
+    from landscape.cli.result_files import groups_of
 
     def groups(path: Path) -> list[tuple[str, Any]]:
         return [(str(path), stored) for stored in groups_of(path, AXES).values()]

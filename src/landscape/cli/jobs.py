@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Any
 from landscape.cli.terminal import plain, print_note
 
 if TYPE_CHECKING:
-    from landscape.loading import Loaded
-    from landscape.problem import Problem
-    from landscape.results import Provenance, Spent
-    from landscape.source import Source
+    from landscape.checkpoints.load import Loaded
+    from landscape.checkpoints.source import Source
+    from landscape.problem.problem import Problem
+    from landscape.results.fields import Provenance, Spent
 
 # Settings that change how an answer is computed, but not the answer.
 NO_MATTER = ("memory", "block")
@@ -47,7 +47,7 @@ class Job:
             StorageError: it holds a different one.
         """
         from landscape.errors import StorageError
-        from landscape.store import stored_identity
+        from landscape.results.store import stored_identity
 
         stored = stored_identity(self.place, self.command)
         if stored is None or stored[1] == "failed":
@@ -62,7 +62,7 @@ class Job:
 
     def _other(self) -> tuple[str, str]:
         """In what the result that lies there differs from this one, and what may have been meant instead."""
-        from landscape.store import read_result
+        from landscape.results.store import read_result
 
         how = read_result(self.place, self.command).provenance
         if how.sha256 != self.loaded.checkpoint.sha256:
@@ -77,8 +77,8 @@ class Job:
 
     def provenance(self, spent: Spent, status: str = "complete") -> Provenance:
         """How the result came about."""
-        from landscape.identity import versions
-        from landscape.results import Provenance
+        from landscape.results.fields import Provenance
+        from landscape.results.identity import versions
 
         found = self.loaded.checkpoint
         return Provenance(
@@ -113,10 +113,10 @@ def load_job(source: Source, command: str, path: Path, place: Path, settings: Ma
     Raises:
         CheckpointError, ProblemError, UsageError: as `load_problem`.
     """
-    from landscape.batches import fingerprint, read_batches
-    from landscape.checkpoint import read_checkpoint
-    from landscape.identity import identity
-    from landscape.loading import load_problem
+    from landscape.checkpoints.checkpoint import read_checkpoint
+    from landscape.checkpoints.load import load_problem
+    from landscape.problem.batches import fingerprint, read_batches
+    from landscape.results.identity import identity
 
     checkpoint = read_checkpoint(path, source.allow_globals, source.key)
     loaded = load_problem(checkpoint, source.problem, source.sets, source.data, source.loss, source.batchnorm)

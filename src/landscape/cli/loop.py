@@ -9,23 +9,15 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 import typer
 
+from landscape.checkpoints.source import Source
 from landscape.cli.jobs import Job, load_job
-from landscape.cli.terminal import (
-    bare,
-    flush,
-    print_error,
-    print_json_error,
-    print_note,
-    raise_failures,
-    within_memory,
-)
+from landscape.cli.terminal import bare, flush, print_error, print_json_error, print_note, raise_failures, within_memory
 from landscape.errors import LandscapeError, NumericalError
-from landscape.source import Source
 
 if TYPE_CHECKING:
-    from landscape.pieces import Pieces
-    from landscape.progress import Progress
-    from landscape.results import Provenance, Result
+    from landscape.results.fields import Provenance, Result
+    from landscape.runtime.pieces import Pieces
+    from landscape.runtime.progress import Progress
 
 R = TypeVar("R", bound="Result")
 
@@ -73,9 +65,9 @@ def run_command(
     as_json: bool,
 ) -> None:
     """One checkpoint after the other; interrupted, what is finished is whole."""
-    from landscape.cli.targets import check_out, expand, result_paths
-    from landscape.interrupts import Interrupted, interruptible
-    from landscape.memory import keep_heap
+    from landscape.checkpoints.find import check_out, expand, result_paths
+    from landscape.runtime.interrupts import Interrupted, interruptible
+    from landscape.runtime.memory import keep_heap
 
     check_out(out)
     paths = expand(checkpoints, None if quiet else print_note)
@@ -112,10 +104,10 @@ def run_command(
 
 
 def _one(command: Command[R], job: Job, force: bool, quiet: bool) -> Shown[R]:
-    from landscape.atomic import locked
     from landscape.cli.progress import stage_progress
-    from landscape.piece_files import discard, kept_pieces
-    from landscape.store import read_result, restore, write_result
+    from landscape.results.store import read_result, restore, write_result
+    from landscape.runtime.files import locked
+    from landscape.runtime.piece_files import discard, kept_pieces
 
     aside = job.place.with_name(f".{job.place.name}.pieces")
     with locked(job.place):

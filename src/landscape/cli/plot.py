@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from landscape.cli.finding import PATTERNS, find_results, read_stored
+from landscape.cli.result_files import PATTERNS, find_results, read_stored
 from landscape.cli.terminal import print_warning
 from landscape.errors import StorageError, UsageError
 
 if TYPE_CHECKING:
-    from landscape.store import StoredResult
+    from landscape.results.store import StoredResult
 
 # What several results in one figure are called.
 NAMES = {"spectrum": "spectra.png", "descend": "descents.png", "slice": "slices.png"}
@@ -115,7 +115,7 @@ def _check_page(found: list[StoredResult]) -> None:
 
 
 def _page(result: StoredResult) -> bytes:
-    from landscape.figures.interactive import draw_page
+    from landscape.figures.slice_page import draw_page
 
     return draw_page(result)
 
@@ -132,7 +132,7 @@ def _rendered(found: list[StoredResult], by: str | None, target: Path) -> bytes:
 
 
 def _write(target: Path, data: bytes) -> None:
-    from landscape.atomic import remove_stale, write_bytes
+    from landscape.runtime.files import remove_stale, write_bytes
 
     remove_stale(target)
     write_bytes(target, data)

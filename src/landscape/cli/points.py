@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     import numpy as np
 
     from landscape.cli.jobs import Job
-    from landscape.results import Spent
+    from landscape.results.fields import Spent
 
 
 def write_point(
@@ -19,10 +19,10 @@ def write_point(
     """The job's network at θ [P], in the arithmetic of the analysis, with the certificate and `how` it was reached."""
     import torch
 
-    from landscape.checkpoint import write_checkpoint
-    from landscape.identity import plain
-    from landscape.moving import moved_model
-    from landscape.parameters import trainable
+    from landscape.checkpoints.checkpoint import write_checkpoint
+    from landscape.problem.copies import moved_model
+    from landscape.problem.parameters import trainable
+    from landscape.results.identity import plain
 
     assert spent is not None
     # Through the model, so that tied tensors stay tied under all their names.

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from landscape.cli.terminal import print_note, stderr
-from landscape.progress import Progress
+from landscape.runtime.progress import Progress
 
 SECONDS_BETWEEN_LINES = 30.0
 

@@ -13,8 +13,8 @@ from landscape.cli.terminal import print_note, print_warning
 from landscape.errors import LandscapeError, UsageError
 
 if TYPE_CHECKING:
-    from landscape.reports.document import Document
-    from landscape.store import StoredResult
+    from landscape.report.document import Document
+    from landscape.results.store import StoredResult
 
 FORMATS = {"html": ".html", "markdown": ".md"}
 
@@ -36,8 +36,8 @@ def report(
 
     Everything in it comes from the result files; nothing is loaded from a network. Prints the path of the page.
     """
-    from landscape.reports.html import as_html
-    from landscape.reports.markdown import as_markdown, pictures
+    from landscape.report.html import as_html
+    from landscape.report.markdown import as_markdown, pictures
 
     if form not in FORMATS:
         raise UsageError(f"there is no format {form!r}", f"choose {' or '.join(FORMATS)}")
@@ -71,7 +71,7 @@ def _name(folder: Path) -> str:
 
 def _results(folder: Path, quiet: bool) -> dict[str, list[tuple[Path, StoredResult]]]:
     """All result files below the folder, by analysis; unreadable ones are named and left out."""
-    from landscape.cli.finding import PATTERNS, read_stored, results_below
+    from landscape.cli.result_files import PATTERNS, read_stored, results_below
 
     if not folder.is_dir():
         what = "is a file" if folder.exists() else "does not exist"
@@ -96,14 +96,14 @@ def _results(folder: Path, quiet: bool) -> dict[str, list[tuple[Path, StoredResu
 
 
 def _page(title: str, found: dict[str, list[tuple[Path, StoredResult]]]) -> Document:
-    from landscape.reports.page import make_page
+    from landscape.report.page import make_page
 
     return make_page(title, found)
 
 
 def _write(target: Path, text: str, beside: dict[str, bytes], force: bool) -> None:
     """The page, after what it links; a file of somebody else's is left alone."""
-    from landscape.atomic import remove_stale, write_bytes
+    from landscape.runtime.files import remove_stale, write_bytes
 
     for path in (target, *(target.parent / name for name in beside)):
         refuse_foreign(path, force)

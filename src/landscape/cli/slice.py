@@ -76,14 +76,14 @@ def slice(
 
     Writes NAME.slice.h5, every few seconds while it runs: interrupted or killed, the same command goes on.
     """
-    from landscape.batchnorm import BATCHNORM
-    from landscape.cli.slice_inputs import find_inputs
+    from landscape.checkpoints.beside import find_inputs
+    from landscape.checkpoints.find import expand
+    from landscape.checkpoints.source import Source
     from landscape.cli.slicing import Request, run_share, run_slices
-    from landscape.cli.targets import expand
     from landscape.errors import UsageError
-    from landscape.memory import parse_bytes
-    from landscape.slice_settings import SliceSettings, numbers
-    from landscape.source import Source
+    from landscape.problem.batchnorm import BATCHNORM
+    from landscape.runtime.memory import parse_bytes
+    from landscape.slices.settings import SliceSettings, numbers
 
     settings = SliceSettings(
         dirs=dirs,

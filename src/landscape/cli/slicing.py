@@ -9,20 +9,20 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
+from landscape.checkpoints.beside import Inputs, load_beside, sha256_of
+from landscape.checkpoints.source import Source
 from landscape.cli import worker
 from landscape.cli.jobs import Job, load_job
-from landscape.cli.slice_inputs import Inputs, load_beside, sha256_of
 from landscape.errors import BatchError, UsageError
-from landscape.source import Source
 
 if TYPE_CHECKING:
-    from landscape.executors import Task
-    from landscape.framing import Frame, Planes
-    from landscape.pieces import KeptPieces, Pieces
-    from landscape.progress import Progress
-    from landscape.result_slices import Sliced
-    from landscape.slice_settings import SliceSettings
-    from landscape.slicing import Cells
+    from landscape.runtime.pieces import KeptPieces, Pieces
+    from landscape.runtime.progress import Progress
+    from landscape.runtime.workers import Task
+    from landscape.slices.frame import Frame, Planes
+    from landscape.slices.grid import Cells
+    from landscape.slices.result import Sliced
+    from landscape.slices.settings import SliceSettings
 
 # A worker says how many cells it has not more often than that.
 TELL_SECONDS = 0.3
@@ -53,8 +53,8 @@ class Request:
 def run_slices(request: Request, checkpoints: list[str]) -> None:
     """All checkpoints, one after the other."""
     from landscape.cli.loop import Command, run_command
-    from landscape.cli.slice_view import print_json, print_many, print_one, warn
-    from landscape.result_slices import Sliced
+    from landscape.cli.views.slice import print_json, print_many, print_one, warn
+    from landscape.slices.result import Sliced
 
     def compute(job: Job, report: Progress, pieces: Pieces) -> Sliced:
         return _surface(request, job, report, pieces)
@@ -81,11 +81,11 @@ def told_settings(request: Request) -> dict[str, Any]:
 
 def _surface(request: Request, job: Job, report: Progress, pieces: Pieces) -> Sliced:
     """One surface, from where an earlier run stopped."""
-    from landscape.analyses.slice import compute, finish, stored_cells
-    from landscape.framing import make_frame
-    from landscape.interrupts import Interrupted
-    from landscape.piece_files import discard
-    from landscape.wisdom import kept_wisdom
+    from landscape.runtime.interrupts import Interrupted
+    from landscape.runtime.piece_files import discard
+    from landscape.runtime.timings import kept_wisdom
+    from landscape.slices.frame import make_frame
+    from landscape.slices.run import compute, finish, stored_cells
 
     start = time.perf_counter()
     beside = load_beside(request.inputs, job, request.source)
@@ -121,7 +121,7 @@ def _common(request: Request, job: Job, report: Progress) -> Planes | None:
     Raises:
         UsageError: this checkpoint is of another architecture.
     """
-    from landscape.framing import make_frame, theta_of
+    from landscape.slices.frame import make_frame, theta_of
 
     if request.leader is None or job.path == request.leader:
         return None
@@ -149,7 +149,7 @@ def _fixed(frame: Frame) -> Planes:
 
 def _write_partial(job: Job, result: Sliced, status: str, force: bool) -> None:
     """What is there, for `landscape info` and `plot`; the rest is False in `done`."""
-    from landscape.store import write_result
+    from landscape.results.store import write_result
 
     assert result.spent is not None
     write_result(job.place, result, job.provenance(result.spent, status), force=force)
@@ -160,8 +160,8 @@ def _write_partial(job: Job, result: Sliced, status: str, force: bool) -> None:
 
 def _take(cells: Cells, part: Path, identity: str) -> None:
     """The cells that a worker put aside."""
-    from landscape.piece_files import kept_pieces
-    from landscape.slicing import Cells
+    from landscape.runtime.piece_files import kept_pieces
+    from landscape.slices.grid import Cells
 
     found = kept_pieces(part, identity).get("cells")
     if found is not None:
@@ -170,7 +170,7 @@ def _take(cells: Cells, part: Path, identity: str) -> None:
 
 def _in_workers(request: Request, job: Job, frame: Frame, cells: Cells, report: Progress) -> None:
     """The missing cells, shared out among processes; each keeps its own in a file of its own, which is collected."""
-    from landscape.executors import Outcome, Task, print_line, run_batch
+    from landscape.runtime.workers import Outcome, Task, print_line, run_batch
 
     tasks = [
         Task([*_arguments(request, job), "--share", f"{i}/{request.workers}"], f"{job.path.name} {i + 1}")
@@ -202,11 +202,11 @@ def _in_workers(request: Request, job: Job, frame: Frame, cells: Cells, report: 
 
 def run_share(request: Request, checkpoint: str, place: Path, share: str) -> None:
     """A worker: its cells of the frame that lies beside the result, into a file of its own."""
-    from landscape.analyses.slice import compute
-    from landscape.framing import make_frame
-    from landscape.interrupts import Interrupted, interruptible
-    from landscape.piece_files import kept_pieces
-    from landscape.slicing import Cells
+    from landscape.runtime.interrupts import Interrupted, interruptible
+    from landscape.runtime.piece_files import kept_pieces
+    from landscape.slices.frame import make_frame
+    from landscape.slices.grid import Cells
+    from landscape.slices.run import compute
 
     number, of = (int(part) for part in share.split("/"))
     job = load_job(request.source, "slice", Path(checkpoint), place, _told_of(place), True)
@@ -235,7 +235,7 @@ def run_share(request: Request, checkpoint: str, place: Path, share: str) -> Non
 
 def _told_of(place: Path) -> dict[str, Any]:
     """The settings of the partial result that the parent wrote: the same identity."""
-    from landscape.store import read_result
+    from landscape.results.store import read_result
 
     return dict(read_result(place, "slice").provenance.settings)
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from landscape.checkpoints.source import Source
 from landscape.cli import options as common
 from landscape.cli import worker
 from landscape.cli.jobs import load_job
@@ -25,13 +26,12 @@ from landscape.cli.terminal import (
     within_memory,
 )
 from landscape.errors import BatchError, LandscapeError, NumericalError, RanksError, UsageError
-from landscape.source import Source
 
 if TYPE_CHECKING:
-    from landscape.cli.spectrum_view import Shown
-    from landscape.ranks import Ranks
-    from landscape.results import Provenance, Spectrum
-    from landscape.spectral.settings import SpectrumSettings
+    from landscape.cli.views.spectrum import Shown
+    from landscape.problem.distributed import Ranks
+    from landscape.results.fields import Provenance, Spectrum
+    from landscape.spectra.settings import SpectrumSettings
 
 
 @dataclass(frozen=True)
@@ -109,10 +109,10 @@ def spectrum(
     Values are printed with their uncertainty: 3.3617(2) means 3.3617 +- 0.0002. Results go to one HDF5 file per
     checkpoint below --out; the same command again does only what is missing.
     """
-    from landscape.cli.targets import check_out, expand, result_paths
-    from landscape.interrupts import Interrupted, interruptible
-    from landscape.memory import parse_bytes
-    from landscape.spectral.settings import SpectrumSettings, names_of
+    from landscape.checkpoints.find import check_out, expand, result_paths
+    from landscape.runtime.interrupts import Interrupted, interruptible
+    from landscape.runtime.memory import parse_bytes
+    from landscape.spectra.settings import SpectrumSettings, names_of
 
     settings = SpectrumSettings(
         operator=operator,
@@ -158,7 +158,7 @@ def spectrum(
 
 
 def _run_workers(request: _Request, paths: list[Path], places: list[Path], workers: int, as_json: bool) -> None:
-    from landscape.cli.spectrum_view import print_json
+    from landscape.cli.views.spectrum import print_json
 
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise UsageError("--workers and torchrun do not go together", "leave --workers out: torchrun shares the data")
@@ -170,9 +170,9 @@ def _run_workers(request: _Request, paths: list[Path], places: list[Path], worke
 
 def _run_here(request: _Request, paths: list[Path], places: list[Path], as_json: bool) -> None:
     """One checkpoint after the other, in this process or, with its share of the data, in each of a `torchrun`."""
-    from landscape.cli.spectrum_view import Shown, print_json
-    from landscape.memory import keep_heap
-    from landscape.ranks import joined
+    from landscape.cli.views.spectrum import Shown, print_json
+    from landscape.problem.distributed import joined
+    from landscape.runtime.memory import keep_heap
 
     keep_heap()
     shown: list[Shown] = []
@@ -208,7 +208,7 @@ def _run_here(request: _Request, paths: list[Path], places: list[Path], as_json:
 
 def _conclude(shown: list[Shown], failures: list[LandscapeError], number: int, as_json: bool) -> None:
     """The table, and one error for all that failed."""
-    from landscape.cli.spectrum_view import print_many, print_one
+    from landscape.cli.views.spectrum import print_many, print_one
 
     if not as_json and shown:
         print_one(shown[0]) if number == 1 else print_many(shown)
@@ -218,11 +218,11 @@ def _conclude(shown: list[Shown], failures: list[LandscapeError], number: int, a
 
 def compute_or_reuse(request: _Request, path: Path, place: Path) -> tuple[Spectrum, Provenance]:
     """The result of one checkpoint: the stored one if it is complete and of the same identity, else a new one."""
-    from landscape.analyses.spectrum import run_spectrum
-    from landscape.atomic import locked
     from landscape.cli.progress import stage_progress
-    from landscape.results import Spectrum
-    from landscape.store import read_result, restore, write_result
+    from landscape.results.fields import Spectrum
+    from landscape.results.store import read_result, restore, write_result
+    from landscape.runtime.files import locked
+    from landscape.spectra.run import run_spectrum
 
     job = load_job(request.source, "spectrum", path, place, request.settings.as_dict(), request.quiet)
     ranks = request.ranks
@@ -287,10 +287,10 @@ def _in_workers(
     request: _Request, paths: list[Path], places: list[Path], workers: int, as_json: bool
 ) -> tuple[list[Any], list[LandscapeError]]:
     """Each checkpoint in a process of its own; what they wrote is read back from the files."""
-    from landscape.cli.spectrum_view import Shown
-    from landscape.executors import Outcome, Task, run_batch
-    from landscape.results import Spectrum
-    from landscape.store import read_result, restore
+    from landscape.cli.views.spectrum import Shown
+    from landscape.results.fields import Spectrum
+    from landscape.results.store import read_result, restore
+    from landscape.runtime.workers import Outcome, Task, run_batch
 
     tasks = [Task(_arguments(request, path, place), str(path)) for path, place in zip(paths, places, strict=True)]
 
@@ -317,7 +317,7 @@ def _in_workers(
 
 def _arguments(request: _Request, path: Path, place: Path) -> list[str]:
     """The command line of one worker: the options that differ from their defaults."""
-    from landscape.spectral.settings import SpectrumSettings
+    from landscape.spectra.settings import SpectrumSettings
 
     arguments = ["spectrum", str(path), "--result-path", str(place), "--json", "--quiet"]
     default = SpectrumSettings().as_dict()

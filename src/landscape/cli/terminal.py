@@ -53,7 +53,7 @@ def within_memory(work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
     try:
         return work(*args, **kwargs)
     except (RuntimeError, MemoryError) as error:
-        from landscape.arithmetic import is_out_of_memory
+        from landscape.runtime.arithmetic import is_out_of_memory
 
         if not is_out_of_memory(error):
             raise

@@ -18,8 +18,8 @@ from landscape.errors import BatchError, NumericalError
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from landscape.sweep import Run
-    from landscape.training import Trained
+    from landscape.training.one import Trained
+    from landscape.training.sweep import Run
 
 # A step with minibatches of 64 on two cores: 0.3 ms with one thread and 0.3 to 30 ms with two for 3,000 weights,
 # 0.7 and 0.6 ms for 85,000, 1.5 and 1.1 ms for 300,000.
@@ -53,7 +53,7 @@ def train(
     Repeated, the same command trains only the runs that are missing. A killed run starts again from scratch and
     ends in the same file.
     """
-    from landscape.interrupts import Interrupted, interruptible
+    from landscape.runtime.interrupts import Interrupted, interruptible
 
     try:
         with interruptible():
@@ -67,12 +67,12 @@ def train(
 def _train_all(
     sweep: Path, changes: dict[str, str], device: str, out: Path, force: bool, quiet: bool, as_json: bool
 ) -> None:
-    from landscape.arithmetic import resolve_device
-    from landscape.run_files import check_out
-    from landscape.sweep import plan, read_sweep
-    from landscape.sweeps import sweep_file
-    from landscape.training import parameters_of
-    from landscape.training_stacks import groups
+    from landscape.runtime.arithmetic import resolve_device
+    from landscape.training.one import parameters_of
+    from landscape.training.run_files import check_out
+    from landscape.training.stacks import groups
+    from landscape.training.sweep import plan, read_sweep
+    from landscape.training.sweeps import sweep_file
 
     device = str(resolve_device(device))
     runs = plan(read_sweep(sweep_file(sweep), changes))
@@ -126,8 +126,8 @@ def _train_group(
 ) -> list[Trained | NumericalError]:
     import torch
 
-    from landscape.training import train_run
-    from landscape.training_stacks import train_stack
+    from landscape.training.one import train_run
+    from landscape.training.stacks import train_stack
 
     cores = torch.get_num_threads()
     together = group[0].training.together

@@ -13,11 +13,11 @@ from landscape.errors import UsageError
 if TYPE_CHECKING:
     from torch import nn
 
-    from landscape.analyses.widen import WidenSettings
     from landscape.cli.jobs import Job
-    from landscape.pieces import Pieces
-    from landscape.progress import Progress
-    from landscape.result_escapes import Widened
+    from landscape.points.results import Widened
+    from landscape.runtime.pieces import Pieces
+    from landscape.runtime.progress import Progress
+    from landscape.widening.run import WidenSettings
 
 HOW = ("split", "fresh", "duplicate")
 
@@ -74,13 +74,13 @@ def widen(
     For every neuron and share: the negative and zero eigenvalues that second order foretells for the wide network,
     those it has, and the lowest one. In float64.
     """
-    from landscape.analyses.widen import SHARES, WidenSettings, run_widen
+    from landscape.checkpoints.source import Source
     from landscape.cli.loop import Command, run_command
-    from landscape.cli.widen_view import print_json, print_many, print_one, warn
-    from landscape.memory import parse_bytes
-    from landscape.result_escapes import Widened
-    from landscape.source import Source
-    from landscape.widening import shares_of
+    from landscape.cli.views.widen import print_json, print_many, print_one, warn
+    from landscape.points.results import Widened
+    from landscape.runtime.memory import parse_bytes
+    from landscape.widening.networks import shares_of
+    from landscape.widening.run import SHARES, WidenSettings, run_widen
 
     if how not in HOW:
         raise UsageError(f"--how {how!r} is unknown", f"choose one of {', '.join(HOW)}")
@@ -148,10 +148,10 @@ def _write(job: Job, settings: WidenSettings, to: int | None, how: str) -> None:
     """The widened network as a checkpoint in float64; our own header says its widths."""
     import torch
 
-    from landscape.analyses.widen import narrow_problem, require_preserved
-    from landscape.checkpoint import write_checkpoint
-    from landscape.moving import moved_model
-    from landscape.widening import Split, find_hidden, require_smooth, widened, width_of
+    from landscape.checkpoints.checkpoint import write_checkpoint
+    from landscape.problem.copies import moved_model
+    from landscape.widening.networks import Split, find_hidden, require_smooth, widened, width_of
+    from landscape.widening.run import narrow_problem, require_preserved
 
     narrow = narrow_problem(job.problem, settings.smooth).model
     model = moved_model(narrow, torch.device("cpu"), torch.float64)
@@ -180,7 +180,7 @@ def widened_to(model: nn.Module, layer: str, following: str | None, to: int, how
     """
     import torch
 
-    from landscape.widening import Split, find_hidden, widened, width_of, with_fresh
+    from landscape.widening.networks import Split, find_hidden, widened, width_of, with_fresh
 
     hidden = find_hidden(model, layer, following)
     width = width_of(model, layer)

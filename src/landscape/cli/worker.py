@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 if TYPE_CHECKING:
-    from landscape.source import Source
+    from landscape.checkpoints.source import Source
 
 # A worker says how far it is in lines on stderr that begin so.
 SAYS = "@progress "

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from landscape.data.labels import Dataset
 from landscape.errors import ProblemError
-from landscape.models.parts import ACTIVATIONS
+from landscape.models.activations import ACTIVATIONS
 from landscape.settings import choose, parse_settings
 
 FOUR_NEURONS = ((0.6, 0.5), (-0.5, 0.5), (-0.2, -0.6), (0.1, -0.6))
@@ -29,7 +29,7 @@ class Settings:
         target: "four_neuron": Σ σ(w·x) with the input weights of Martinelli et al. (2023), output weights 1, no
             bias; "random": `neurons` input weights uniform on the sphere of radius `scale`, output weights ±1;
             "rosenbrock": the standardised logarithm of Rosenbrock's function (Flat Channels to Infinity, 2025).
-        activation: σ, a name in `landscape.models.parts.ACTIVATIONS`; "rosenbrock" has none.
+        activation: σ, a name in `landscape.models.activations.ACTIVATIONS`; "rosenbrock" has none.
         neurons, features, scale, teacher_seed: of a random teacher; the other targets have two features.
         inputs: "grid": `points` per axis from −`extent` to `extent`; "gaussian": `samples` standard normal ones.
         sample_seed: of Gaussian inputs. test_samples: further Gaussian inputs, for testing.

@@ -8,12 +8,12 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from landscape.batches import take
+from landscape.curvature.operator import CurvatureOperator
 from landscape.diagnosis.findings import Finding, Visit
 from landscape.diagnosis.layers import FEW_SAMPLES
 from landscape.diagnosis.ways import random_direction, set_point, uncut_operator
-from landscape.objective import Objective
-from landscape.operators import CurvatureOperator
+from landscape.problem.batches import take
+from landscape.problem.objective import Objective
 
 # Steps of the central differences relative to ‖θ‖: the one whose own error is least is used.
 STEPS = tuple(1e-2 * 4.0**-k for k in range(6))

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from landscape.errors import LandscapeError
-from landscape.objective import Objective
+from landscape.problem.objective import Objective
 
 
 @dataclass(frozen=True)

@@ -11,14 +11,14 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from landscape.arithmetic import strict_arithmetic
-from landscape.batches import tensors_of
-from landscape.curvature import Builder
+from landscape.curvature.products import Builder
 from landscape.diagnosis.findings import Finding, Visit, listed
-from landscape.moving import copied
-from landscape.objective import Objective
-from landscape.parameters import layout_of, trainable
-from landscape.problem import Batch, Problem
+from landscape.problem.batches import tensors_of
+from landscape.problem.copies import copied
+from landscape.problem.objective import Objective
+from landscape.problem.parameters import layout_of, trainable
+from landscape.problem.problem import Batch, Problem
+from landscape.runtime.arithmetic import strict_arithmetic
 
 FEW_SAMPLES = 8  # so few that a small step seldom crosses a kink
 KINKS = (

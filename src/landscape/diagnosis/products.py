@@ -7,18 +7,18 @@ import dataclasses
 import torch
 from torch import Tensor
 
-from landscape.agreement import Referee
-from landscape.batches import length_of
-from landscape.curvature import ggn_linearized, hessian_linearized, hessian_reverse
+from landscape.curvature.agreement import Referee
+from landscape.curvature.operator import CurvatureOperator
+from landscape.curvature.planner import timed
+from landscape.curvature.products import ggn_linearized, hessian_linearized, hessian_reverse
 from landscape.diagnosis.differences import check_differences
 from landscape.diagnosis.findings import Finding, Visit, listed, short
 from landscape.diagnosis.layers import culprits
-from landscape.diagnosis.operations import narrowed, singular_operations
 from landscape.diagnosis.ways import NAMES, WAYS, random_direction, set_point, uncut_operator
 from landscape.errors import LandscapeError, ProblemError
-from landscape.objective import Objective
-from landscape.operators import CurvatureOperator
-from landscape.planning import timed
+from landscape.problem.batches import length_of
+from landscape.problem.objective import Objective
+from landscape.problem.operations import narrowed, singular_operations
 
 # Products that differ in rounding only may differ by this many times what one last place of θ changes.
 ROUNDING = 50.0

@@ -8,13 +8,13 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from landscape.arithmetic import strict_arithmetic
-from landscape.batches import length_of
-from landscape.curvature import Builder, ggn_linearized, hessian_forward, hessian_linearized, hessian_reverse
+from landscape.curvature.operator import CurvatureOperator
+from landscape.curvature.products import Builder, ggn_linearized, hessian_forward, hessian_linearized, hessian_reverse
 from landscape.errors import ProblemError
-from landscape.graph import fixed_rows
-from landscape.objective import Objective
-from landscape.operators import CurvatureOperator
+from landscape.problem.batches import length_of
+from landscape.problem.graph import fixed_rows
+from landscape.problem.objective import Objective
+from landscape.runtime.arithmetic import strict_arithmetic
 
 FELL_BACK = "fell back: "  # how the notes of a plan begin when its strategy is not the one asked for
 

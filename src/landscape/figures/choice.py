@@ -5,14 +5,14 @@ from __future__ import annotations
 from matplotlib.figure import Figure
 
 from landscape.errors import UsageError
-from landscape.figures.claims import draw_check
-from landscape.figures.descents import draw_descents
+from landscape.figures.check import draw_check
+from landscape.figures.descend import draw_descents
+from landscape.figures.escape import draw_escape, draw_widen
 from landscape.figures.series import caveats, differences
+from landscape.figures.slice_planes import draw_slices
+from landscape.figures.spectra import draw_spectra
 from landscape.figures.spectrum import draw_spectrum
-from landscape.figures.surfaces import draw_slices
-from landscape.figures.ways import draw_escape, draw_widen
-from landscape.figures.width import draw_spectra
-from landscape.store import StoredResult
+from landscape.results.store import StoredResult
 
 SINGLE = ("escape", "widen", "check")  # one result a figure
 

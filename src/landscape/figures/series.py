@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from landscape.errors import UsageError
-from landscape.figures.quantities import has_density, number, one_operator, smoothed
-from landscape.reading import StoredLike, scalar
+from landscape.figures.values import has_density, number, one_operator, smoothed
+from landscape.results.reading import StoredLike, scalar
 
 PREFERRED = ("width", "step", "seed", "parameters")
 OWN = ("parameters", "checkpoint")  # what every result has, besides the coordinates of its sweep

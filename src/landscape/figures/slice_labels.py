@@ -7,9 +7,9 @@ from collections.abc import Callable
 
 import numpy as np
 
-from landscape.figures.quantities import number
-from landscape.reading import StoredLike, scalar, values
-from landscape.stored_slices import METRICS, Grid, Marks, inside, marks_of, masked
+from landscape.figures.values import number
+from landscape.results.reading import StoredLike, scalar, values
+from landscape.slices.stored import METRICS, Grid, Marks, inside, marks_of, masked
 
 SEPARATOR = "   ·   "
 UNIT = "1 = distance "

@@ -12,7 +12,10 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullFormatter
 
-from landscape.figures.quantities import (
+from landscape.figures.scale import decade_label, pad, set_adaptive, set_asinh
+from landscape.figures.style import INK, MUTED, NEGATIVE, POSITIVE, new_figure, paper_style
+from landscape.figures.transform import to_axis
+from landscape.figures.values import (
     Curve,
     Pairs,
     interval,
@@ -24,10 +27,7 @@ from landscape.figures.quantities import (
     resolution,
     smoothed,
 )
-from landscape.figures.scale import decade_label, pad, set_adaptive, set_asinh
-from landscape.figures.style import INK, MUTED, NEGATIVE, POSITIVE, new_figure, paper_style
-from landscape.figures.transform import to_axis
-from landscape.reading import StoredLike, scalar, values
+from landscape.results.reading import StoredLike, scalar, values
 
 HEIGHT = 3.9
 FLOOR = 0.5  # eigenvalues per decade; below half of one there is nothing but the tails of the kernel

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from landscape.basis import Basis, gram_of, norms_of
+from landscape.linalg.basis import Basis, gram_of, norms_of
 
 Matvec = Callable[[Tensor], Tensor]
 

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from landscape.errors import ProblemError
-from landscape.models.parts import ACTIVATIONS, drawing_from
+from landscape.models.activations import ACTIVATIONS, drawing_from
 from landscape.settings import choose, parse_settings
 
 
@@ -25,7 +25,7 @@ class Settings:
         depth: number of blocks; each halves the image.
         kernel: odd side of the kernel; padding keeps the size.
         batch_norm: a BatchNorm after every convolution (which then has no bias: BatchNorm would remove it).
-        activation: a name in `landscape.models.parts.ACTIVATIONS`.
+        activation: a name in `landscape.models.activations.ACTIVATIONS`.
     """
 
     inputs: tuple[int, ...]

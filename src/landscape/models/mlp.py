@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from landscape.errors import ProblemError
-from landscape.models.parts import ACTIVATIONS, ScaledLinear, drawing_from
+from landscape.models.activations import ACTIVATIONS, ScaledLinear, drawing_from
 from landscape.settings import choose, later, parse_settings
 
 PARAMETRISATIONS = ("default", "ntk", "mean_field")
@@ -25,7 +25,7 @@ class Settings:
         inputs, outputs: numbers of features and of outputs.
         width: neurons in each hidden layer.
         depth: number of hidden layers; 0 is a linear model.
-        activation: a name in `landscape.models.parts.ACTIVATIONS`.
+        activation: a name in `landscape.models.activations.ACTIVATIONS`.
         bias: whether the layers have biases.
         parametrisation: "default": PyTorch's, weights uniform in ±1/√fan-in. "ntk" (Jacot et al. 2018): W ~ N(0, 1),
             used as W/√fan-in. "mean_field" (Mei et al. 2018): the same, but the output layer is divided by the

@@ -1,1 +1,0 @@
-"""Analyses: (problem, settings) -> frozen result; they know no files and print nothing."""

@@ -1,0 +1,1 @@
+"""Files of weights and what belongs to them, into a Problem."""

@@ -1,0 +1,1 @@
+"""Escape dimensions opened by widening: experiments and verdicts."""

@@ -1,0 +1,1 @@
+"""Negative eigenvalues as coin flips: experiments and verdicts."""

@@ -1,0 +1,181 @@
+"""What `landscape descend` shows: one JSON object a line, or tables for people at 80 columns."""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.box import SIMPLE_HEAD
+from rich.table import Table
+
+from landscape.checkpoints.find import short_names
+from landscape.cli.terminal import plain, print_warning, stdout
+from landscape.cli.views.spectrum import BRACKETS, bracketed
+from landscape.results.fields import Descended, Provenance
+
+
+@dataclass(frozen=True)
+class Shown:
+    """A result with what is needed to show it: `path` of the result file, `written` of the checkpoint."""
+
+    result: Descended
+    provenance: Provenance
+    path: Path
+    written: Path
+
+
+def certificate_json(r: Descended, dtype: str) -> dict[str, Any]:
+    """The object `certificate` of `docs/cli.md`."""
+    return {
+        "dtype": dtype,
+        "full_data": r.full_data,
+        "exact": r.exact,
+        "gradient_inf": r.gradient_inf,
+        "gradient_rounding": r.gradient_rounding,
+        "gradient_pull": r.gradient_pull,
+        "newton_decrement": r.newton_decrement,
+        "flatness": r.flatness,
+        "lambda_min": {"value": r.lambda_min, "low": r.lambda_min_low, "high": r.lambda_min_high},
+        "lambda_min_beyond_symmetries": {
+            "value": r.lambda_min_beyond,
+            "low": r.lambda_min_beyond_low,
+            "high": r.lambda_min_beyond_high,
+        },
+        "lambda_max": r.lambda_max,
+        "tau": r.tau_relative,
+        "negative": int(r.negative),
+        "zeros": {f"{t:g}": int(k) if k >= 0 else None for t, k in zip(r.zero_tau, r.zeros, strict=True)},
+        "symmetries": {str(s): int(k) for s, k in zip(r.symmetry, r.symmetry_modes, strict=True)},
+        "parameter_norm": r.parameter_norm,
+        "norm_growth": r.norm_growth,
+        "loss_drop": r.loss_drop,
+        "kinks": r.kinks,
+        "pair": None if math.isnan(r.pair_distance) else {"distance": r.pair_distance, "opposition": r.pair_opposition},
+    }
+
+
+def descend_json(shown: Shown) -> dict[str, Any]:
+    """The JSON object of `docs/cli.md`; NaN and Inf are None."""
+    r, p = shown.result, shown.provenance
+    report = {
+        "checkpoint": p.checkpoint,
+        "sha256": p.sha256,
+        "coordinates": dict(p.coordinates),
+        "parameters": r.parameters,
+        "samples": r.samples,
+        "to": r.to,
+        "method": r.method,
+        "verdict": r.verdict,
+        "reason": r.reason,
+        "certificate": certificate_json(r, p.dtype),
+        "loss": {"before": r.loss_before, "after": r.loss},
+        "steps": r.steps,
+        "stopped": r.stopped,
+        "products": p.products,
+        "device": p.device,
+        "seconds": p.seconds,
+        "notes": list(p.notes),
+        "written": str(shown.written),
+        "result": str(shown.path),
+    }
+    cleaned = plain(report)
+    assert isinstance(cleaned, dict)
+    return cleaned
+
+
+def print_json(shown: Shown) -> None:
+    """One object on one line of stdout."""
+    sys.stdout.write(json.dumps(descend_json(shown), allow_nan=False) + "\n")
+    sys.stdout.flush()
+
+
+def warn(shown: Shown) -> None:
+    """A `warning:` line for a point that is no answer to what was asked."""
+    r = shown.result
+    label = shown.provenance.checkpoint
+    for note in r.spent.notes if r.spent else ():
+        print_warning(f"{label}: {note}")
+    if r.verdict in ("not stationary", "unresolved"):
+        more = "raise --steps" if r.stopped in ("steps", "slow") else "see the reason in the table or the JSON"
+        more = "raise --max-products" if r.verdict == "unresolved" else more
+        print_warning(f"{label}: {r.verdict} ({r.reason}); {more}")
+    if not r.full_data:
+        print_warning(f"{label}: certified for the {r.samples} samples used, not for all data")
+
+
+def print_one(shown: Shown) -> None:
+    """All there is to say about one checkpoint."""
+    r, p = shown.result, shown.provenance
+    stdout.print(p.checkpoint, soft_wrap=True)
+    stdout.print(f"  {r.verdict}: {r.reason}", soft_wrap=True)
+    stdout.print(f"  {r.parameters:,} parameters, {r.samples:,} samples, {p.dtype} on {p.device}")
+    stdout.print(f"  {r.steps} iterations of {r.method} ({r.stopped}), {p.seconds:.1f} s")
+    table = Table(box=SIMPLE_HEAD, show_header=False)
+    table.add_column(no_wrap=True)
+    table.add_column(overflow="fold")
+    for name, text in _rows(r):
+        table.add_row(name, text)
+    stdout.print(table)
+    stdout.print(f"  written to {shown.written}", soft_wrap=True)
+    stdout.print(f"  and {shown.path}", soft_wrap=True)
+
+
+def _rows(r: Descended) -> list[tuple[str, str]]:
+    zeros = ", ".join(f"{int(k)} at {t:g}" for t, k in zip(r.zero_tau, r.zeros, strict=True) if k >= 0)
+    named = ", ".join(f"{int(k)} {s}" for s, k in zip(r.symmetry, r.symmetry_modes, strict=True))
+    rows = [
+        ("loss", f"{r.loss_before:.9g} -> {r.loss:.9g}"),
+        ("max |gradient|", f"{r.gradient_inf:.2e} (rounding {r.gradient_rounding:.0e})"),
+        ("lowest eigenvalue", _interval(r.lambda_min, r.lambda_min_low, r.lambda_min_high)),
+        ("largest |eigenvalue|", f"{r.lambda_max:.6g}"),
+        ("negative eigenvalues", f"{int(r.negative)}{'' if r.exact else ' or more'} below -{r.tau_relative:g} of that"),
+        ("zero eigenvalues", zeros or "not counted (Lanczos)"),
+        ("explained by symmetry", named or "none"),
+        ("norm of parameters", f"{r.parameter_norm:.4g}{_growth(r)}"),
+    ]
+    if named:
+        beyond = _interval(r.lambda_min_beyond, r.lambda_min_beyond_low, r.lambda_min_beyond_high)
+        rows.insert(3, ("  beyond symmetries", beyond))
+    if r.gradient_pull:
+        rows.insert(2, ("|gradient| / data's pull", f"{r.gradient_norm / r.gradient_pull:.1e} (stationary: 1e-08)"))
+    if r.kinks:
+        rows.append(("activations at a kink", f"{r.kinks:,}"))
+    if math.isfinite(r.newton_decrement):
+        rows.insert(3 if r.gradient_pull else 2, ("Newton decrement", f"{r.newton_decrement:.2e}"))
+    if math.isfinite(r.pair_distance):
+        rows.append(("merging neurons", f"distance {r.pair_distance:.2g}, opposition {r.pair_opposition:.3g}"))
+    return rows
+
+
+def _interval(value: float, low: float, high: float) -> str:
+    return f"{value:.6g}  [{low:.6g}, {high:.6g}]"
+
+
+def _growth(r: Descended) -> str:
+    grown = math.isfinite(r.norm_growth) and r.norm_growth > 0.005
+    return f", {100 * r.norm_growth:.0f} % gained in the second half" if grown else ""
+
+
+def print_many(shown: list[Shown]) -> None:
+    """One row per checkpoint, and how often each verdict."""
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    table.add_column("checkpoint", overflow="fold", min_width=10)
+    table.add_column("verdict", no_wrap=True)
+    for title in ("loss", "max |g|", "lowest", "largest", "steps"):
+        table.add_column(title, justify="right", no_wrap=True)
+    for one, name in zip(shown, short_names([s.provenance.checkpoint for s in shown]), strict=True):
+        r = one.result
+        lowest = bracketed(r.lambda_min_beyond, r.lambda_min_beyond_low, r.lambda_min_beyond_high)
+        numbers = (f"{r.loss:.4g}", f"{r.gradient_inf:.0e}", lowest, f"{r.lambda_max:.3g}")
+        table.add_row(name, r.verdict, *numbers, str(r.steps))
+    stdout.print(table)
+    counts = Counter(one.result.verdict for one in shown)
+    stdout.print("verdicts: " + ", ".join(f"{k} {name}" for name, k in counts.most_common()), soft_wrap=True)
+    stdout.print("lowest: of the eigenvalues beyond the zero modes of named symmetries.")
+    stdout.print(f"eigenvalues {BRACKETS}")
+    stdout.print(f"{len(shown)} checkpoints written, the first is {shown[0].written}", soft_wrap=True)

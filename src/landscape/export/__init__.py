@@ -1,0 +1,1 @@
+"""Results and surfaces in the formats of other programs."""

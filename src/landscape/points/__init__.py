@@ -1,0 +1,1 @@
+"""Critical points: certified, descended to, escaped from."""

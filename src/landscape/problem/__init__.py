@@ -1,0 +1,1 @@
+"""Network, data and loss: L(θ) and ∇L(θ)."""

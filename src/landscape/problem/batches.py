@@ -1,0 +1,211 @@
+"""Batches of data: reading them in twice the same, cutting, joining, moving and fingerprinting them."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import hashlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from landscape.errors import ProblemError
+from landscape.problem.copies import moved
+from landscape.problem.problem import Batch, Problem, is_pair
+
+
+def map_tensors(batch: Batch, function: Callable[[Tensor], Tensor]) -> Batch:
+    """Apply a function to every tensor of a nested batch (tuples, lists, mappings, dataclasses)."""
+    if isinstance(batch, Tensor):
+        return function(batch)
+    if isinstance(batch, Mapping):
+        mapped = {k: map_tensors(v, function) for k, v in batch.items()}
+        if type(batch) is dict:
+            return mapped
+        clone: Any = copy.copy(batch)  # such as transformers.BatchEncoding: keeps attribute access
+        clone.update(mapped)
+        return clone
+    if isinstance(batch, tuple) and hasattr(batch, "_fields"):
+        return type(batch)(*(map_tensors(v, function) for v in batch))
+    if isinstance(batch, tuple | list):
+        return type(batch)(map_tensors(v, function) for v in batch)
+    if dataclasses.is_dataclass(batch) and not isinstance(batch, type):
+        fields = {f.name: map_tensors(getattr(batch, f.name), function) for f in dataclasses.fields(batch)}
+        return dataclasses.replace(batch, **fields)
+    return batch
+
+
+def tensors_of(batch: Batch) -> list[Tensor]:
+    """All tensors of a nested batch, in a fixed order."""
+    found: list[Tensor] = []
+
+    def note(tensor: Tensor) -> Tensor:
+        found.append(tensor)
+        return tensor
+
+    map_tensors(batch, note)
+    return found
+
+
+def length_of(batch: Batch) -> int:
+    """Number of samples: the common first dimension of the batch's tensors; 0 where there is none."""
+    lengths = {t.shape[0] for t in tensors_of(batch) if t.dim() > 0}
+    return lengths.pop() if len(lengths) == 1 else 0
+
+
+def take(batch: Batch, index: slice | Tensor) -> Batch:
+    """The samples of a batch at `index`; tensors without a sample axis are kept."""
+    return map_tensors(batch, lambda t: t[index] if t.dim() > 0 else t)
+
+
+def split(batch: Batch, size: int) -> Iterator[Batch]:
+    """Cut a batch into pieces of at most `size` samples, the last one ragged."""
+    total = length_of(batch)
+    if total == 0 or total <= size:
+        yield batch
+        return
+    for start in range(0, total, size):
+        yield take(batch, slice(start, min(start + size, total)))
+
+
+def even_size(total: int, size: int) -> int:
+    """Chunk size near `size` that cuts `total` evenly, so that no small remainder wastes a launch."""
+    pieces = max(1, round(total / size))
+    return -(-total // pieces)
+
+
+def share_of(batches: Sequence[Batch], batch: Batch) -> float:
+    """The part of all data that a batch holds."""
+    lengths = [length_of(b) for b in batches]
+    return length_of(batch) / sum(lengths) if min(lengths) else 1.0 / len(lengths)
+
+
+def move(batch: Batch, device: torch.device, dtype: torch.dtype) -> Batch:
+    """To a device; floating-point tensors also to `dtype`, complex ones to its precision, integers and booleans as they
+    are.
+
+    Tensors made in inference mode are copied: they could not enter a graph.
+    """
+
+    def there(tensor: Tensor) -> Tensor:
+        found = moved(tensor, device, dtype)
+        return found.clone() if found.is_inference() else found
+
+    return map_tensors(batch, there)
+
+
+def size_in_bytes(batch: Batch) -> int:
+    """Memory of a batch's tensors."""
+    return sum(t.numel() * t.element_size() for t in tensors_of(batch))
+
+
+def read_batches(problem: Problem) -> list[Batch]:
+    """All batches of the problem's data, after checking that a second pass gives the same ones.
+
+    Raises:
+        ProblemError: no data, inputs and targets of different length, NaN in the data, two passes that differ,
+            targets that its loss cannot have.
+    """
+    data = problem.data
+    if is_pair(data):
+        inputs, targets = data
+        if inputs.shape[0] != targets.shape[0]:
+            raise ProblemError(
+                f"there are {inputs.shape[0]} inputs but {targets.shape[0]} targets",
+                "pair each input with a target",
+            )
+        batches: list[Batch] = [(inputs, targets)] if inputs.shape[0] else []
+    else:
+        with torch.random.fork_rng(devices=[]):  # every pass over a DataLoader draws from the caller's generator
+            batches = list(data)
+            if not isinstance(data, list | tuple) and fingerprint(batches) != fingerprint(list(data)):
+                raise ProblemError(
+                    "two passes over the data differ (a shuffling sampler or random augmentation, usually), "
+                    "so there is no fixed loss to differentiate",
+                    "fix the order, switch augmentation off, or pass a list of batches",
+                )
+    if any(type(x).__module__ == "numpy" for x in (data if isinstance(data, list | tuple) else ())):
+        raise ProblemError(
+            "the data are NumPy arrays", "give tensors: torch.from_numpy(inputs), torch.from_numpy(targets)"
+        )
+    if not batches or all(length_of(b) == 0 and not tensors_of(b) for b in batches):
+        raise ProblemError("the data set is empty", "check the path and the filters of your data loading")
+    for batch in batches:
+        for tensor in tensors_of(batch):
+            # −inf is what a mask forbids; where it is none, the loss is not finite either.
+            if tensor.is_floating_point() and not bool((torch.isfinite(tensor) | (tensor == -torch.inf)).all()):
+                raise ProblemError("the data contains NaN or Inf", "clean the data set, or mask these samples")
+    if problem.loss == "bce":
+        _check_binary(batches)
+    return batches
+
+
+def _check_binary(batches: Sequence[Batch]) -> None:
+    """Outside of [0, 1] binary cross-entropy is defined, but has no lower bound."""
+    for batch in batches:
+        targets = batch[1] if isinstance(batch, tuple | list) and len(batch) == 2 else None
+        if not isinstance(targets, Tensor) or not targets.numel():
+            continue
+        least, most = float(targets.min()), float(targets.max())
+        if least < 0 or most > 1:
+            raise ProblemError(
+                f"loss 'bce' wants targets from 0 to 1; these lie between {least:g} and {most:g}",
+                "map them: (targets + 1) / 2 makes 0 and 1 of -1 and 1",
+            )
+
+
+def rechunk(batches: Sequence[Batch], size: int) -> list[Batch]:
+    """Batches cut to at most `size` samples; ones that are already smaller are not joined."""
+    return [piece for batch in batches for piece in split(batch, size)]
+
+
+def subset(batches: Sequence[Batch], samples: int, seed: int) -> list[Batch]:
+    """A random subset of `samples` samples, in random order, the batch boundaries kept as an upper limit.
+
+    Raises:
+        ProblemError: the batches have no common sample axis, so they cannot be cut.
+    """
+    lengths = [length_of(b) for b in batches]
+    if min(lengths) == 0:
+        raise ProblemError(
+            "these batches have no common first (sample) dimension, so no subset can be drawn",
+            "draw the subset in your problem function, and leave --samples out",
+        )
+    total = sum(lengths)
+    order = torch.randperm(total, generator=torch.Generator().manual_seed(seed))[:samples]
+    if len(batches) == 1:
+        return [take(batches[0], order)]
+    offsets = np.cumsum([0, *lengths])
+    owner = np.searchsorted(offsets, order.numpy(), side="right") - 1
+    local = order.numpy() - offsets[owner]
+    picked = []
+    for index, batch in enumerate(batches):
+        rows = local[owner == index]
+        if len(rows):
+            picked.append(take(batch, torch.from_numpy(rows)))
+    return picked
+
+
+def chosen(problem: Problem, samples: int | None, seed: int) -> tuple[list[Batch], int | None]:
+    """The problem's batches, or a random subset of `samples` samples; and the size of the whole if it is a subset."""
+    batches = read_batches(problem)
+    total = sum(length_of(b) for b in batches)
+    if samples is None or not total or samples >= total:
+        return batches, None
+    return subset(batches, samples, seed), total
+
+
+def fingerprint(batches: Sequence[Batch]) -> str:
+    """sha256 over shapes, dtypes and bytes of all tensors, and the text of everything else."""
+    digest = hashlib.sha256()
+    for batch in batches:
+        for tensor in tensors_of(batch):
+            digest.update(f"{tuple(tensor.shape)} {tensor.dtype} ".encode())
+            flat = tensor.detach().cpu().contiguous().reshape(-1)
+            digest.update(flat.view(torch.uint8).numpy().tobytes() if flat.numel() else b"")
+        if not tensors_of(batch):
+            digest.update(repr(batch).encode())
+    return digest.hexdigest()

@@ -1,1 +1,0 @@
-"""Experiments that claims need: stacks of networks in, arrays out; nothing here decides anything."""

@@ -1,0 +1,1 @@
+"""The analysis `slice`: the loss along directions through a point."""

@@ -1,0 +1,1 @@
+"""`train`: sweeps of runs into checkpoints."""

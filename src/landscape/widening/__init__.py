@@ -1,0 +1,1 @@
+"""The analysis `widen`: neurons split, what that opens, foretold and measured."""
