@@ -88,10 +88,11 @@ def in_float64(objective: Objective) -> Objective:
         return strict.in_dtype(strict.dtype)
 
 
-def require_separable(objective: Objective, size: int) -> None:
+def require_separable(objective: Objective, size: int, option: str = "--batch-size") -> None:
     """The sum of a batch is that of its pieces of `size` samples: value, count and gradient, in float64.
 
     Of long batches the first two pieces are looked at, or `SAMPLES`, so that memory does not grow with the data.
+    `option`: of the command, which would cut batches.
 
     Raises:
         ProblemError: samples see each other, as in contrastive losses.
@@ -135,7 +136,7 @@ def require_separable(objective: Objective, size: int) -> None:
         if reason:
             raise ProblemError(
                 f"the loss of a batch of {length_of(batch)} samples {reason}: its samples see each other",
-                "leave --batch-size out: then batches stay as your data makes them",
+                f"leave {option} out: then batches stay as your data makes them",
             )
 
 

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from typing import TypeGuard
+
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.instancenorm import _InstanceNorm
 
 from landscape.errors import ProblemError
 
@@ -12,16 +15,22 @@ BATCHNORM = ("eval", "batch")
 
 def batchnorm_statistics(model: nn.Module) -> str | None:
     """Which statistics its BatchNorm uses in eval mode: "eval" (running ones), "batch", or None where it has none."""
-    norms = [module for module in model.modules() if isinstance(module, _BatchNorm)]
+    norms = [m for m in model.modules() if isinstance(m, _BatchNorm) or _tracks(m)]
     if not norms:
         return None
     return "batch" if all(module.running_mean is None for module in norms) else "eval"
 
 
+def _tracks(module: nn.Module) -> TypeGuard[_InstanceNorm]:
+    """Whether this is an InstanceNorm with running statistics, by which eval mode normalises."""
+    return isinstance(module, _InstanceNorm) and module.running_mean is not None
+
+
 def take_batch_statistics(model: nn.Module) -> None:
-    """Have every BatchNorm take the statistics of its batch, as in training, also in eval mode, and change none."""
+    """Have every BatchNorm take the statistics of its batch, and InstanceNorm those of each sample, as in training, in
+    eval mode too, and change none."""
     for module in model.modules():
-        if isinstance(module, _BatchNorm):
+        if isinstance(module, _BatchNorm) or _tracks(module):
             module.track_running_stats = False
             module.running_mean = module.running_var = module.num_batches_tracked = None
 

@@ -46,6 +46,8 @@ ALIKE = 1e-2
 ROUNDED = 10.0
 # Two evaluations of one loss in one arithmetic differ by less, in units of eps.
 SAME_LOSS = 1e3
+# So near, they need no look at what rounding does.
+SURELY_SAME = 8.0
 
 
 @dataclass(frozen=True, eq=False)
@@ -129,19 +131,27 @@ class Objective:
                 in_portions(lambda b: totals.append(float(self.batch_sum(b)[0].double())), batch, self.cuttable)
         return _finite(self.ranks.total(sum(totals)) / self.count + self.penalty())
 
-    def value_in_float64(self, rounded: float) -> float:
-        """L(θ) over all data in float64, batch by batch, where the model runs in it; else the value `rounded` that is
-        known, also where the two have nothing to do with each other (code that asks for a dtype)."""
+    def in_full_precision(self, rounded: float, norm: float) -> tuple[float, float]:
+        """L(θ) and ‖∇L(θ)‖ over all data in float64, batch by batch, where the model runs in it; else what is known, a
+        `rounded` loss and `norm`, also where the two are not alike (code that asks for a dtype)."""
         if self.dtype == torch.float64:
-            return rounded
-        model, totals, works = moved_model(self.model, self.device, torch.float64), list[float](), 1
+            return rounded, norm
+        totals: list[float] = []
+        gradient, works = torch.zeros(0), 1
         loss = self.strict_loss or self.loss
-
-        def add(batch: Batch) -> None:
-            totals.append(float(loss(model, move(batch, self.device, torch.float64))[0].double()))
-
         try:
-            with strict_arithmetic(), torch.no_grad():
+            model = moved_model(self.model, self.device, torch.float64)
+            named = dict(model.named_parameters())
+            leaves = [named[n] for n in self.names]
+            gradient = torch.zeros(self.layout.total, dtype=torch.float64, device=self.device)
+
+            def add(batch: Batch) -> None:
+                total = loss(model, move(batch, self.device, torch.float64))[0].double()
+                gradient.add_(self.layout.flatten(gradients(total, leaves)))
+                totals.append(float(total.detach()))
+
+            with strict_arithmetic(), warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # float(tensor) inside a loss, say
                 for batch in self.batches:
                     in_portions(add, batch, self.cuttable)
         except Exception:  # of the user's code, or no memory
@@ -149,7 +159,12 @@ class Objective:
         found = self.ranks.total(sum(totals)) / self.count + self.penalty()
         apart = abs(found - rounded)
         agrees = works and (apart <= ALIKE * max(abs(found), abs(rounded)) or apart <= ROUNDED * self._rounding())
-        return found if self.ranks.smallest(int(bool(agrees))) else rounded
+        if not self.ranks.smallest(int(bool(agrees))):
+            return rounded, norm
+        self.ranks.sum(gradient).div_(self.count)
+        if self.weight_decay:
+            gradient.add_(self.point().double(), alpha=self.weight_decay)
+        return found, float(gradient.norm())
 
     def _rounding(self) -> float:
         """How far the loss over this process's data moves where all results on the way are off by a last place."""
@@ -329,15 +344,20 @@ def build_objective(
             moved = rechunk(moved, at_once)
         piece = slice(0, CHECKED if problem.per_sample else None)
         few = take(moved[0], piece) if problem.per_sample else moved[0]
-        in_portions(lambda b: _check_fixed(model, loss, b), few, problem.per_sample)
+        cuttable = problem.per_sample
+        if ranks.largest(float(cuttable and not _is_separate(model, loss, few))):
+            shares, at_once, cuttable = ranks.shard(everything, False), None, False
+            given, moved = shares[0], [move(b, device, dtype) for b in shares]
+            few = moved[0]
+        in_portions(lambda b: _check_fixed(model, loss, b), few, cuttable)
         if (own, first.device.type) != (dtype, device.type):
-            if problem.per_sample:
+            if cuttable:
                 given = take(given, slice(0, length_of(few)))
             _compare_own(problem, loss, model, given, few)
-        _require_reached(model, loss, moved, chosen, problem.per_sample)
-        count = _total_count(model, loss, moved, ranks, problem.per_sample)
+        _require_reached(model, loss, moved, chosen, cuttable)
+        count = _total_count(model, loss, moved, ranks, cuttable)
         require_unchanged(problem.model, model)
-    cuttable, decay = problem.per_sample, problem.weight_decay
+    decay = problem.weight_decay
     return Objective(model, loss, moved, chosen, layout, count, decay, names, cuttable, ranks, at_once=at_once)
 
 
@@ -548,6 +568,12 @@ def _evaluate(model: nn.Module, loss: LossFunction, batch: Batch) -> tuple[Tenso
             "return (F.cross_entropy(model(x), y, reduction='sum'), len(y)), for example",
         )
     total, count = answer
+    if isinstance(count, Tensor) and count.requires_grad:
+        raise ProblemError(
+            "the loss's count depends on the parameters; sums and counts over batches are added up and divided once, "
+            "and only the sum is differentiated",
+            "count samples or constant weights; of a weighted mean over a batch, return (mean * len(y), len(y))",
+        )
     if total.dim() != 0:
         raise ProblemError(
             f"the loss sum has shape {tuple(total.shape)}, not a scalar",
@@ -576,6 +602,37 @@ def _check_fixed(model: nn.Module, loss: LossFunction, batch: Batch) -> None:
             f"evaluating the loss {what}: products would depend on how often they are taken",
             "leave the model in eval mode inside the loss",
         )
+
+
+def _is_separate(model: nn.Module, loss: LossFunction, batch: Batch) -> bool:
+    """Whether the loss of a batch is that of its halves: not where a network normalises over what else is there."""
+    half = (length_of(batch) + 1) // 2
+    if half < 1 or half == length_of(batch):
+        return True
+    pieces = list(split(batch, half))
+    try:
+        with torch.no_grad():
+            whole, count = _evaluate(model, loss, batch)
+    except (ProblemError, RuntimeError, MemoryError):  # said elsewhere, or no memory for so many
+        return True
+    try:
+        with torch.no_grad():
+            parts = [_evaluate(model, loss, piece) for piece in pieces]
+            apart = abs(float(whole) - sum(float(total) for total, _ in parts))
+            eps = torch.finfo(whole.dtype).eps * max(abs(float(whole)), count)
+            if apart <= SURELY_SAME * eps:
+                return True
+            allowed = 0.0
+            for seed in range(2):
+                try:
+                    with LastPlaces(seed):
+                        moved = abs(float(_evaluate(model, loss, batch)[0]) - float(whole))
+                except (ProblemError, NotImplementedError):  # `torch.func` inside
+                    moved = SAME_LOSS / ROUNDED * eps
+                allowed = max(allowed, ROUNDED * moved)
+    except ProblemError:  # too few for its statistics
+        return False
+    return not apart > allowed
 
 
 def _require_reached(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -82,7 +83,8 @@ def _held(model: nn.Module, loss: LossFunction, batch: Batch) -> tuple[int, int]
     handles = [m.register_forward_hook(note) for m in model.modules()]
     ignored = (*model.parameters(), *tensors_of(batch))
     try:
-        with torch.enable_grad(), count_saved(ignored) as saved:
+        with torch.enable_grad(), count_saved(ignored) as saved, warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of statistics over a single sample, say
             loss(model, batch)
         return saved.total, max(largest, saved.largest)
     except RuntimeError as error:  # torch.func in a loss refuses what counts

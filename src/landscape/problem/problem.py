@@ -222,6 +222,14 @@ def cross_entropy(model: nn.Module, batch: Batch) -> tuple[Tensor, Any]:
     if targets.is_floating_point():
         return F.cross_entropy(outputs, targets.to(outputs.dtype), reduction="sum"), targets.shape[0]
     if outputs.dim() > 2 and outputs.shape[:-1] == targets.shape:  # language models: classes last
+        if outputs.shape[:1] + outputs.shape[2:] == targets.shape:
+            raise ProblemError(
+                f"loss 'cross_entropy': outputs of shape {tuple(outputs.shape)} may have their classes last, or second "
+                "as in PyTorch's own",
+                "say which: `lambda m, b: (F.cross_entropy(m(b[0]), b[1], reduction='sum'), b[1].numel())` has them "
+                "second, `lambda m, b: (F.cross_entropy(m(b[0]).flatten(0, -2), b[1].flatten(), reduction='sum'), "
+                "b[1].numel())` last",
+            )
         outputs, targets = outputs.flatten(0, -2), targets.flatten()
     if outputs.dim() < 2 or outputs.shape[0] != targets.shape[0] or outputs.shape[2:] != targets.shape[1:]:
         raise ProblemError(

@@ -10,11 +10,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from landscape.curvature.agreement import require_separable
+from landscape.curvature.agreement import SAMPLES, require_separable
 from landscape.curvature.operator import CurvatureOperator
 from landscape.curvature.trust import trusted
 from landscape.errors import NumericalError, ProblemError
-from landscape.problem.batches import chosen
+from landscape.problem.batches import chosen, length_of, move, read_batches
 from landscape.problem.batchnorm import batchnorm_statistics
 from landscape.problem.distributed import ALONE, Ranks
 from landscape.problem.objective import Objective, build_objective
@@ -78,9 +78,9 @@ def run_spectrum(
     try:
         objective, population = _objective(problem, settings, ranks)
         loss, gradient = objective.value_and_gradient()
-        loss = objective.value_in_float64(loss)
+        loss, norm = objective.in_full_precision(loss, float(gradient.double().norm()))
         objective, doubts = trusted(objective, settings.operator, settings.seed)
-        doubts += [*_rounded(problem, objective), *_statistics(objective)]
+        doubts += [*_rounded(problem, objective), *_statistics(objective), *_whole(problem, objective)]
         found, products, plan, dtype = _solve(objective, settings, tell, gradient)
     except NumericalError as error:
         error.partial = failed_spectrum(problem, settings, time.perf_counter() - start)
@@ -119,7 +119,7 @@ def run_spectrum(
         parameters=objective.layout.total,
         samples=round(objective.count),
         loss=loss,
-        gradient_norm=float(gradient.double().norm()),
+        gradient_norm=norm,
         spent=spent_in_all,
         **found,
     )
@@ -138,10 +138,23 @@ def _objective(problem: Problem, settings: SpectrumSettings, ranks: Ranks) -> tu
         ranks=ranks,
         memory=settings.memory,
     )
+    if population is not None and not objective.cuttable:
+        _require_drawable(problem, objective)
     if settings.batch_size is not None and not objective.cuttable:
         require_separable(objective, settings.batch_size)
         objective = objective.with_chunks(settings.batch_size)
     return objective, population
+
+
+def _require_drawable(problem: Problem, objective: Objective) -> None:
+    """Samples may be left out of batches only where they do not see each other; else another loss is measured.
+
+    Raises:
+        ProblemError: they do.
+    """
+    first = max(read_batches(problem), key=length_of)
+    whole = objective.sampled([move(first, objective.device, objective.dtype)])
+    require_separable(whole, max(1, min(SAMPLES, length_of(first)) // 2), "--samples")
 
 
 def _rounded(problem: Problem, objective: Objective) -> list[str]:
@@ -150,6 +163,13 @@ def _rounded(problem: Problem, objective: Objective) -> list[str]:
     if not (own == torch.float64 and objective.dtype == torch.float32):
         return []
     return ["float64 weights and data were rounded to float32 first: all bounds are those of the rounded network"]
+
+
+def _whole(problem: Problem, objective: Objective) -> list[str]:
+    """What to know of a network that normalises over what else is in a batch, by its own code."""
+    if objective.cuttable or not problem.per_sample:
+        return []
+    return ["a sample's outputs depend on what else is in its batch, so batches stay as your data makes them"]
 
 
 def _statistics(objective: Objective) -> list[str]:

@@ -79,7 +79,7 @@ def build_stack(
     theta = torch.stack([made.layout.flatten([s[n] for n in names]) for s in states])
     held = {n for n, _ in model.named_buffers()} | {n for n, _ in model.named_parameters()}  # no running statistics
     others = {n: torch.stack([s[n] for s in states]) for n in states[0] if n in held and n not in names}
-    loss_name = first.loss if isinstance(first.loss, str) and first.per_sample else None
+    loss_name = first.loss if isinstance(first.loss, str) and made.cuttable else None
     unit = unit_bytes(made)
     batches = rechunk(made.batches, max(1, CACHE_BYTES // unit)) if made.cuttable else made.batches
     own = _own_targets(problems, batches) if objective is None else {}
