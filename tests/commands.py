@@ -7,6 +7,8 @@ a process starts begin theirs with subprocess.
 from __future__ import annotations
 
 import os
+import shlex
+import subprocess
 import sys
 import tempfile
 import warnings
@@ -50,6 +52,29 @@ def run(*arguments: object, cwd: Path, timeout: float = 280, **environment: str)
             raise TimeoutExpired(texts, timeout)
         out, err = (Path(p).read_text() for p in outputs)
     return CompletedProcess(texts, process.exitcode, out, err)
+
+
+def typed(block: str, cwd: Path) -> CompletedProcess[str]:
+    """What the lines of a page's shell block give, one after the other, up to the first that fails.
+
+    `landscape ...` and `landscape ... > FILE` are forked as by `run`, everything else goes through a shell.
+    """
+    done = CompletedProcess[str]([], 0, "", "")
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    for line in block.strip().splitlines():
+        words = shlex.split(line)
+        target = words[-1] if len(words) > 2 and words[-2] == ">" else None
+        if words[0] == "landscape":
+            done = run(*(words[1:-2] if target else words[1:]), cwd=cwd)
+            if target:
+                (cwd / target).write_text(done.stdout)
+        else:
+            environment = {**os.environ, **SETTINGS, "PATH": path}
+            shell = ["bash", "-e", "-c", line]
+            done = subprocess.run(shell, cwd=cwd, capture_output=True, text=True, env=environment, timeout=280)
+        if done.returncode:
+            return CompletedProcess(words, done.returncode, done.stdout, done.stderr)
+    return done
 
 
 def _landscape(arguments: list[str], cwd: str, environment: dict[str, str], outputs: list[str]) -> None:

@@ -138,10 +138,10 @@ def test_a_planted_saddle_is_never_called_a_minimum(n: int, seed: int, depth: fl
 
 
 @pytest.mark.slow
-def test_no_planted_saddle_of_hundreds_is_called_a_minimum() -> None:
+def test_no_planted_saddle_is_called_a_minimum() -> None:
     generator = np.random.default_rng(0)
     verdicts = []
-    for seed in range(300):
+    for seed in range(150):
         n = int(generator.integers(2, 30))
         eigenvalues = 10.0 ** generator.uniform(-5, 0, n)
         eigenvalues[0] = -(10.0 ** generator.uniform(-5.5, 0))

@@ -75,7 +75,7 @@ def test_json_has_the_promised_fields_and_the_file_agrees(tmp_path: Path) -> Non
     )
     assert set(promised.split()) <= set(found)
     assert len(found["top"]) == len(found["bottom"]) == 10
-    assert set(found["top"][0]) == {"value", "residual", "converged"}
+    assert set(found["top"][0]) == {"value", "residual", "converged", "complete"}
     values = [pair["value"] for pair in found["top"]]
     assert values == sorted(values, reverse=True)
     assert set(found["negative_by_tau"]) == {"1e-06", "0.0001", "0.01"}

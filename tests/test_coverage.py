@@ -25,7 +25,7 @@ from landscape.spectra.run import run_spectrum
 from landscape.spectra.settings import SpectrumSettings
 from spectra import cell_counts
 
-PROBLEMS = 40
+PROBLEMS = 20
 # Solved in two halves, so that two processes can share them.
 HALF = PROBLEMS // 2
 

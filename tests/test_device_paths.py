@@ -279,7 +279,7 @@ def test_the_library_on_a_gpu_that_is_not_there(monkeypatch: pytest.MonkeyPatch,
         CASES[name](monkeypatch, tmp_path)
     here = 0 if name.startswith("train") else 2 * gpu.computed[CPU]  # weights are drawn and files measured here
     assert gpu.computed[CUDA] > max(100, here), gpu.computed
-    assert gpu.computed[ANYWHERE] < gpu.computed[CUDA] / 4, gpu.computed
+    assert gpu.computed[ANYWHERE] < gpu.computed[CUDA] / 2, gpu.computed
 
 
 def test_results_are_on_the_cpu_and_the_same(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -34,8 +34,8 @@ def test_no_verdict_is_false(kind: str) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
-def test_no_verdict_of_hundreds_is_false(kind: str) -> None:
-    faults = [f for f in (fault(kind, seed) for seed in range(1000, 1000 + (10 if kind in DESCENTS else 40))) if f]
+def test_no_verdict_of_others_is_false(kind: str) -> None:
+    faults = [f for f in (fault(kind, seed) for seed in range(1000, 1000 + (4 if kind in DESCENTS else 20))) if f]
     assert not faults, faults
 
 
@@ -128,7 +128,7 @@ OWN: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
 @pytest.mark.parametrize("name", OWN)
 def test_rounding_of_certain_probabilities_is_no_negative_curvature(name: str) -> None:
     """Linear models of separable data, far out: convex, so that ∇²L has no negative eigenvalue."""
-    for seed in range(25):
+    for seed in range(12):
         generator = torch.Generator().manual_seed(seed)
         n, inputs, classes = (int(torch.randint(a, b, (), generator=generator)) for a, b in ((3, 30), (2, 5), (2, 5)))
         model = nn.Linear(inputs, classes, bias=False).double()

@@ -34,7 +34,7 @@ def test_steps_to_exclude_is_the_smallest(n: int, epsilon: float) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("mixed_in", [0.0, 1.0, 10.0])
-@pytest.mark.parametrize("steps", [14, 25])
+@pytest.mark.parametrize("steps", [20])
 def test_misses_no_more_often_than_it_says(steps: int, mixed_in: float) -> None:
     """One eigenvalue far below a bulk: hard for Lanczos if the start has little of it, and what is mixed in nothing."""
     n, probability, runs = 400, 0.2, 300

@@ -305,14 +305,14 @@ def test_radau_bracket_is_tighter_than_the_separation_theorem() -> None:
             assert below - 1e-12 <= f_low[i] <= f_high[i] <= cumulative[i, min(k, 11)] + 1e-12
 
 
-@pytest.mark.parametrize("x", [0.0, 0.05, 0.21, 0.6])
+@pytest.mark.parametrize("x", [0.0, 0.21])
 @pytest.mark.parametrize("steps", [1, 2, 3])
 def test_brackets_are_the_best_that_the_moments_allow(steps: int, x: float) -> None:
     """Against a linear program over all measures on a fine grid with the same moments 0 … 2m."""
     values = np.random.default_rng(5).uniform(-1, 1, 40)
     tri = tridiagonalise(diagonal(values), starts(40, 1, seed=2), steps)
     far = 10 if steps == 1 else 3  # as the extremal measures need; farther would only worsen the conditioning
-    support = np.r_[np.linspace(-far, far, 6001), -x - 1e-9, -x]
+    support = np.r_[np.linspace(-far, far, 4001), -x - 1e-9, -x]
     polynomials = np.polynomial.legendre.legvander(support / far, 2 * steps).T
     moments = np.polynomial.legendre.legvander(values / far, 2 * steps).T
     target = moments @ masses(starts(40, 1, seed=2))[0]
