@@ -261,3 +261,38 @@ def test_ordinary_losses_are_called_as_they_are(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.delitem(__import__("sys").modules, "torch._dynamo", raising=False)
     problem = Problem(nn.Linear(3, 2), (torch.randn(4, 3), torch.randn(4, 2)), "mse")
     assert not isinstance(build_objective(problem, dtype=torch.float64).loss, CalledLoss)
+
+
+def scalar(model: nn.Module) -> Callable[[Tensor], Tensor]:
+    return lambda z: model(z[None])[0, 0]
+
+
+# Every way of `torch.func` to a derivative by the inputs; forward mode in its own tensors.
+TRANSFORMED: dict[str, Callable[[nn.Module, Tensor], Tensor]] = {
+    "vmap of grad": lambda m, x: torch.func.vmap(torch.func.grad(scalar(m)))(x).sum(1),
+    "vmap of hessian": lambda m, x: torch.func.vmap(lambda z: torch.func.hessian(scalar(m))(z).diagonal().sum())(x),
+    "vmap of jacfwd": lambda m, x: torch.func.vmap(torch.func.jacfwd(scalar(m)))(x).sum(1),
+    "jvp": lambda m, x: torch.func.jvp(m, (x,), (torch.ones_like(x),))[1][:, 0],
+    "jvp of jvp": lambda m, x: torch.func.jvp(
+        lambda z: torch.func.jvp(m, (z,), (torch.ones_like(z),))[1], (x,), (torch.ones_like(x),)
+    )[1][:, 0],
+}
+
+
+@pytest.mark.parametrize("name", TRANSFORMED)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_forward_derivatives_inside(name: str, dtype: torch.dtype) -> None:
+    """A repetition with other last places would end the process in some of them."""
+    torch.manual_seed(1)
+    model, x = nn.Sequential(nn.Linear(2, 4), nn.Tanh(), nn.Linear(4, 1)).to(dtype), torch.randn(9, 2, dtype=dtype)
+
+    def loss(model: nn.Module, batch: tuple[Tensor]) -> tuple[Tensor, int]:
+        return (TRANSFORMED[name](model, batch[0]) + model(batch[0])[:, 0]).square().sum(), len(batch[0])
+
+    problem = Problem(model, [(x,)], loss)
+    truth = dense_truth(problem, sharp=False)
+    for settings in ({"exact": True}, {"exact": False, "strategy": "kept"}):
+        found = spectrum(problem, top=2, bottom=1, density=False, **settings)
+        off = abs(found.top_value - truth.eigenvalues[::-1][:2])
+        assert (off <= found.top_residual + truth.error + 1e-12 * truth.scale).all(), settings
+    assert [f.name for f in doctor(problem).findings if f.verdict == "fault"] == []

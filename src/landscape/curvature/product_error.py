@@ -16,7 +16,7 @@ from landscape.curvature.products import builder_of
 from landscape.errors import NumericalError, ProblemError
 from landscape.linalg.probes import sphere
 from landscape.problem.batches import length_of, rechunk
-from landscape.problem.last_places import LastPlaces
+from landscape.problem.last_places import LastPlaces, TransformedError
 from landscape.problem.objective import Objective
 from landscape.problem.operations import narrowed
 from landscape.problem.problem import Batch
@@ -160,7 +160,7 @@ def _product(
                     product = builder_of(operator, *way)(objective, batch)
                     parts = product(objective.layout.unflatten(rows))
             except FAILURES as error:  # there is a graph, but it cannot be differentiated again
-                if is_out_of_memory(error) or way == FORWARD:
+                if is_out_of_memory(error) or way == FORWARD or isinstance(error, TransformedError):
                     raise
                 way = FORWARD
                 product = builder_of(operator, *way)(objective, batch)
@@ -180,7 +180,7 @@ class _Measured:
         self._seed = seed
         self._truth, self._repeated = self._other(repeat)
         self._seen: dict[int, tuple[Tensor, list[Tensor], list[Tensor]]] = {}
-        self.size = 0.0
+        self.size, self._bears = 0.0, True
 
     def floor(self, scale: float) -> float:
         """The least error that is claimed, for products of this size."""
@@ -245,11 +245,19 @@ class _Measured:
         key = id(rows)
         if key not in self._seen:
             own = [_product(self._own, self._operator, span, rows) for span in self._each()]
-            inside = LastPlaces(self._seed) if self._repeated else None
             there = rows.to(self._truth.dtype)
-            other = [_product(self._truth, self._operator, span, there, inside) for span in self._each()]
+            other = [self._product_there(span, there) for span in self._each()]
             self._seen[key] = (rows, own, other)  # the rows too, so that no others get their id
         return self._seen[key][1:]
+
+    def _product_there(self, span: range, rows: Tensor) -> Tensor:
+        """A product in better arithmetic, or a repetition: of `torch.func` only with the parameters' last places."""
+        if self._repeated and self._bears:
+            try:
+                return _product(self._truth, self._operator, span, rows, LastPlaces(self._seed))
+            except TransformedError:
+                self._bears = False
+        return _product(self._truth, self._operator, span, rows)
 
     def _each(self) -> list[range]:
         return [range(int(a), int(b)) for a, b in zip(self._spans[:-1], self._spans[1:], strict=True)]

@@ -136,7 +136,8 @@ def culprits(objective: Objective, builder: Builder) -> str:
     caught: dict[str, tuple[nn.Module, Any]] = {}
 
     def catch(name: str, module: nn.Module, args: Any) -> None:
-        caught.setdefault(name, (module, args))
+        if not any(torch._C._functorch.is_functorch_wrapped_tensor(t) for t in tensors_of(args)):
+            caught.setdefault(name, (module, args))  # what torch.func has wrapped does not outlive its call
 
     leaves = [(n, m) for n, m in objective.model.named_modules() if not any(m.children())]
     handles = [m.register_forward_pre_hook(partial(catch, n)) for n, m in leaves]

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 # Operations that move, choose or negate numbers without computing any: backward finds what was chosen by equality.
@@ -40,16 +41,42 @@ def _has_memory(tensor: Tensor) -> bool:
     return not (tensor.is_meta or tensor._is_zerotensor())
 
 
+class TransformedError(NotImplementedError):
+    """What runs is transformed by `torch.func`."""
+
+
+class _Refuse(TorchFunctionMode):
+    """Ends what transforms tensors by `torch.func`: in a backward pass under another mode they crash (torch 2.13)."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if any(isinstance(a, Tensor) and torch._C._functorch.is_functorch_wrapped_tensor(a) for a in args):
+            raise TransformedError("torch.func inside cannot be repeated with other last places")
+        return func(*args, **(kwargs or {}))
+
+
 class LastPlaces(TorchDispatchMode):  # type: ignore[no-untyped-call,unused-ignore]
     """Inside, every floating-point result is multiplied by 1 ± about eps of its own dtype, drawn at random.
 
     Not by eps itself: in the sum of a few numbers, half of the draws would cancel to nothing.
+
+    Raises:
+        TransformedError: inside, where `torch.func` transforms what runs.
     """
 
     def __init__(self, seed: int) -> None:
         super().__init__()  # type: ignore[no-untyped-call,unused-ignore]
         self._seed = seed
         self._generators: dict[torch.device, torch.Generator] = {}
+        self._refuse = _Refuse()
+
+    def __enter__(self) -> LastPlaces:
+        super().__enter__()  # type: ignore[no-untyped-call,unused-ignore]
+        self._refuse.__enter__()  # type: ignore[no-untyped-call,unused-ignore]
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        self._refuse.__exit__(*error)  # type: ignore[no-untyped-call,unused-ignore]
+        super().__exit__(*error)  # type: ignore[no-untyped-call,unused-ignore]
 
     @classmethod
     def _should_skip_dynamo(cls) -> bool:

@@ -133,8 +133,12 @@ def count_saved(ignore: tuple[Tensor, ...] = ()) -> Iterator[SavedBytes]:
 
     def pack(tensor: Tensor) -> Tensor:
         storage = tensor.untyped_storage()
-        if storage.data_ptr() not in seen:
-            seen.add(storage.data_ptr())
+        try:
+            place = storage.data_ptr()
+        except RuntimeError:  # of `torch.func`, whose tensors stand for others
+            return tensor
+        if place not in seen:
+            seen.add(place)
             kept.append(tensor)
             counter.total += storage.nbytes()
             counter.largest = max(counter.largest, storage.nbytes())
