@@ -176,3 +176,55 @@ def test_the_gradient_of_a_spectrum_has_no_rounding_of_float32(seed: int) -> Non
     exact = float(torch.cat([g.flatten() for g in slopes]).norm())
     found = spectrum(Problem(model, [(x,)], wave, weight_decay=0.0), top=1, bottom=1, density=False)
     assert found.gradient_norm == pytest.approx(exact, rel=1e-9)
+
+
+def ring(nodes: int, layout: torch.layout) -> Tensor:
+    """A graph's adjacency, each node with its neighbours."""
+    at = torch.arange(nodes)
+    dense = torch.zeros(nodes, nodes)
+    dense[at, (at + 1) % nodes] = dense[(at + 1) % nodes, at] = 0.5
+    return dense.to_sparse(layout=layout) if layout != torch.strided else dense
+
+
+class Graph(nn.Module):
+    """Two convolutions on a graph that is given with the nodes, or kept as a buffer or an attribute."""
+
+    def __init__(self, kept: Tensor | None, buffer: bool) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.first, self.last = nn.Linear(4, 3), nn.Linear(3, 2)
+        if buffer:
+            self.register_buffer("kept", kept)
+        else:
+            self.kept = kept
+
+    def forward(self, x: Tensor, adjacency: Tensor | None = None) -> Tensor:
+        a = self.kept if adjacency is None else adjacency
+        return a @ self.last(torch.tanh(a @ self.first(x)))
+
+
+@pytest.mark.filterwarnings("ignore:Sparse CSR tensor support")
+@pytest.mark.parametrize("layout", [torch.strided, torch.sparse_coo, torch.sparse_csr], ids=str)
+@pytest.mark.parametrize("where", ["batch", "buffer", "attribute"])
+@pytest.mark.parametrize("built_in", [True, False])
+def test_networks_on_one_graph(layout: torch.layout, where: str, built_in: bool) -> None:
+    if where == "batch" and built_in:
+        return  # named losses take pairs
+    x, y = torch.randn(12, 4, generator=torch.Generator().manual_seed(1)), torch.arange(12) % 2
+    adjacency = ring(12, layout)
+
+    def loss(model: nn.Module, batch: tuple[Tensor, ...]) -> tuple[Tensor, int]:
+        *given, y = batch
+        return F.cross_entropy(model(*given), y, reduction="sum"), len(y)
+
+    def problem(a: Tensor, buffer: bool) -> Problem:
+        model = Graph(None if where == "batch" else a, buffer)
+        if built_in:
+            return Problem(model, (x, y), "cross_entropy")
+        return Problem(model, [(x, a, y) if where == "batch" else (x, y)], loss)
+
+    truth = dense_truth(problem(ring(12, torch.strided), True), sharp=False)
+    for exact in (True, False):
+        found = spectrum(problem(adjacency, where == "buffer"), exact=exact, top=1, bottom=1, density=False)
+        assert found.loss == pytest.approx(truth.loss, rel=1e-5)
+        assert abs(found.top_value[0] - truth.eigenvalues[-1]) <= found.top_residual[0] + 1e-12

@@ -58,7 +58,15 @@ def length_of(batch: Batch) -> int:
 
 def take(batch: Batch, index: slice | Tensor) -> Batch:
     """The samples of a batch at `index`; tensors without a sample axis are kept."""
-    return map_tensors(batch, lambda t: t[index] if t.dim() > 0 else t)
+
+    def some(tensor: Tensor) -> Tensor:
+        if tensor.layout == torch.strided:
+            return tensor[index]
+        at = torch.arange(len(tensor), device=tensor.device)[index]  # sparse ones know no slices
+        whole = len(at) == len(tensor) and bool((at[1:] > at[:-1]).all())
+        return tensor if whole else torch.index_select(_coordinates(tensor), 0, at)
+
+    return map_tensors(batch, lambda t: some(t) if t.dim() > 0 else t)
 
 
 def split(batch: Batch, size: int) -> Iterator[Batch]:
@@ -136,7 +144,8 @@ def read_batches(problem: Problem) -> list[Batch]:
     for batch in batches:
         for tensor in tensors_of(batch):
             # −inf is what a mask forbids; where it is none, the loss is not finite either.
-            if tensor.is_floating_point() and not bool((torch.isfinite(tensor) | (tensor == -torch.inf)).all()):
+            held = values_of(tensor)
+            if held.is_floating_point() and not bool((torch.isfinite(held) | (held == -torch.inf)).all()):
                 raise ProblemError("the data contains NaN or Inf", "clean the data set, or mask these samples")
     if problem.loss == "bce":
         _check_binary(batches)
@@ -155,6 +164,19 @@ def _check_binary(batches: Sequence[Batch]) -> None:
                 f"loss 'bce' wants targets from 0 to 1; these lie between {least:g} and {most:g}",
                 "map them: (targets + 1) / 2 makes 0 and 1 of -1 and 1",
             )
+
+
+def _coordinates(tensor: Tensor) -> Tensor:
+    """A sparse tensor by the places of its entries."""
+    found: Tensor = tensor.to_sparse_coo()  # type: ignore[no-untyped-call]
+    return found
+
+
+def values_of(tensor: Tensor) -> Tensor:
+    """The numbers that a tensor holds: of a sparse one those that are stored."""
+    if tensor.layout == torch.strided:
+        return tensor
+    return tensor.coalesce().values() if tensor.layout == torch.sparse_coo else tensor.values()
 
 
 def rechunk(batches: Sequence[Batch], size: int) -> list[Batch]:
@@ -204,6 +226,10 @@ def fingerprint(batches: Sequence[Batch]) -> str:
     for batch in batches:
         for tensor in tensors_of(batch):
             digest.update(f"{tuple(tensor.shape)} {tensor.dtype} ".encode())
+            if tensor.layout != torch.strided:
+                tensor = _coordinates(tensor.detach()).coalesce()
+                digest.update(tensor.indices().cpu().numpy().tobytes())
+                tensor = tensor.values()
             flat = tensor.detach().cpu().contiguous().reshape(-1)
             digest.update(flat.view(torch.uint8).numpy().tobytes() if flat.numel() else b"")
         if not tensors_of(batch):

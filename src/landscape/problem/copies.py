@@ -33,12 +33,12 @@ def copied(model: nn.Module) -> nn.Module:
     """A deep copy, that runs as plain PyTorch does: parts that `torch.compile` made are as they were before it.
 
     Attributes that are results of a computation (what `nn.utils.spectral_norm` keeps, caches) come without their graph,
-    with which PyTorch copies nothing.
+    with which PyTorch copies nothing; nor does it copy compressed sparse ones.
     """
     results: dict[int, Any] = {}
     for module in model.modules():
         for value in pytree.tree_leaves(vars(module)):
-            if isinstance(value, Tensor) and not value.is_leaf:
+            if isinstance(value, Tensor) and (not value.is_leaf or value.layout == torch.sparse_csr):
                 results[id(value)] = value.detach().clone()
     made = copy.deepcopy(model, results)
     for module in made.modules():

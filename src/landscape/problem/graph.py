@@ -60,7 +60,7 @@ SPARSE = (
 
 def saved_bytes(roots: Sequence[Tensor], ignore: Sequence[Tensor]) -> int:
     """Bytes that graphs keep for backward, each storage once, without the tensors to be ignored."""
-    seen, total = {t.untyped_storage().data_ptr() for t in ignore}, 0
+    seen, total = {t.untyped_storage().data_ptr() for t in ignore if not t.is_sparse and not t.is_sparse_csr}, 0
     nodes = {node for root in roots for node in nodes_of(root)}
     for node in nodes:
         for name in dir(node):

@@ -38,7 +38,7 @@ def _chooses(name: str, args: Any) -> bool:
 
 
 def _has_memory(tensor: Tensor) -> bool:
-    return not (tensor.is_meta or tensor._is_zerotensor())
+    return not (tensor.is_meta or tensor._is_zerotensor()) and tensor.layout == torch.strided
 
 
 class TransformedError(NotImplementedError):

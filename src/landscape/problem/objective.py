@@ -23,6 +23,7 @@ from landscape.problem.batches import (
     split,
     take,
     tensors_of,
+    values_of,
 )
 from landscape.problem.batchnorm import refuse_batch_statistics, take_batch_statistics
 from landscape.problem.copies import copied, moved_model, refuse_complex, require_same_loss, require_unchanged
@@ -338,14 +339,13 @@ def build_objective(
         layout = _require(model, chosen, loss, moved, problem.per_sample)
         _refuse_scaled(model)
         given = ranks.shard(everything, problem.per_sample)[0]
-        loss = _as_it_runs(problem, model, loss, given, moved[0])
-        at_once = samples_at_once(model, loss, moved, memory) if problem.per_sample else None
+        loss, cuttable = _as_it_runs_at_all(problem, model, loss, given, moved[0])
+        at_once = samples_at_once(model, loss, moved, memory) if cuttable else None
         if at_once is not None:
             moved = rechunk(moved, at_once)
-        piece = slice(0, CHECKED if problem.per_sample else None)
-        few = take(moved[0], piece) if problem.per_sample else moved[0]
-        cuttable = problem.per_sample
-        if ranks.largest(float(cuttable and not _is_separate(model, loss, few))):
+        few = take(moved[0], slice(0, CHECKED)) if cuttable else moved[0]
+        cuttable = cuttable and _is_separate(model, loss, few)
+        if problem.per_sample and ranks.largest(float(not cuttable)):
             shares, at_once, cuttable = ranks.shard(everything, False), None, False
             given, moved = shares[0], [move(b, device, dtype) for b in shares]
             few = moved[0]
@@ -375,11 +375,26 @@ def build_widest(problem: Problem, precision: str, **options: Any) -> tuple[Obje
         return made, (f"in {own}, with its coarser bounds: {error.message}; {error.hint}",)
 
 
-def _as_it_runs(problem: Problem, model: nn.Module, loss: LossFunction, given: Batch, there: Batch) -> LossFunction:
+def _as_it_runs_at_all(
+    problem: Problem, model: nn.Module, loss: LossFunction, given: Batch, there: Batch
+) -> tuple[LossFunction, bool]:
+    """The loss as `_as_it_runs`, and whether a few samples are enough for that: not of a network on one graph."""
+    if not problem.per_sample:
+        return _as_it_runs(problem, model, loss, given, there, False), False
+    try:
+        return _as_it_runs(problem, model, loss, given, there, True), True
+    except ProblemError as error:
+        with suppress(ProblemError, NotImplementedError):
+            return _as_it_runs(problem, model, loss, given, there, False), False
+        raise error
+
+
+def _as_it_runs(
+    problem: Problem, model: nn.Module, loss: LossFunction, given: Batch, there: Batch, cuttable: bool
+) -> LossFunction:
     """The loss as it runs on the copy: its constants in the copy's arithmetic if they must be, and recording gradients
     if it is another, or none at all, without."""
-    few = slice(0, FEWEST if problem.per_sample else None)
-    given, there = (take(b, few) if problem.per_sample else b for b in (given, there))
+    given, there = (take(b, slice(0, FEWEST)) if cuttable else b for b in (given, there))
     wider = _real_dtype(model) != _real_dtype(problem.model)
     ran: list[tuple[LossFunction, float, float]] = []
     bare: list[float] = []
@@ -390,11 +405,11 @@ def _as_it_runs(problem: Problem, model: nn.Module, loss: LossFunction, given: B
     def run_bare(part: Batch) -> None:
         bare.append(float(_evaluate(model, found, part)[0]))
 
-    in_portions(run, there, problem.per_sample)
+    in_portions(run, there, cuttable)
     found = ran[0][0]
     try:
         with torch.inference_mode():
-            in_portions(run_bare, there, problem.per_sample)
+            in_portions(run_bare, there, cuttable)
     except (ProblemError, NotImplementedError):
         return with_changes(found, recorded=True)
     total, count = sum(r[1] for r in ran), sum(r[2] for r in ran)
@@ -595,7 +610,7 @@ def _check_fixed(model: nn.Module, loss: LossFunction, batch: Batch) -> None:
             f"the model answers differently twice ({a:.9g} and {b:.9g} on the same batch), so its loss has no Hessian",
             "look for functional dropout (F.dropout without training=self.training), noise or sampling in forward",
         )
-    changed = [n for n, old in model.named_buffers() if not torch.equal(old, buffers[n])]
+    changed = [n for n, old in model.named_buffers() if not torch.equal(values_of(old), values_of(buffers[n]))]
     if changed or model.training:
         what = f"changes the buffer {changed[0]!r}" if changed else "switches the model to train mode"
         raise ProblemError(

@@ -128,14 +128,14 @@ class SavedBytes:
 def count_saved(ignore: tuple[Tensor, ...] = ()) -> Iterator[SavedBytes]:
     """Count what graphs built inside save for backward, without the tensors (parameters, data) to be ignored."""
     counter = SavedBytes()
-    seen = {t.untyped_storage().data_ptr() for t in ignore}
+    seen = {t.untyped_storage().data_ptr() for t in ignore if t.layout == torch.strided}
     kept: list[Tensor] = []  # alive until the end: a freed storage's address could be given out again
 
     def pack(tensor: Tensor) -> Tensor:
-        storage = tensor.untyped_storage()
         try:
+            storage = tensor.untyped_storage()
             place = storage.data_ptr()
-        except RuntimeError:  # of `torch.func`, whose tensors stand for others
+        except RuntimeError:  # sparse, or of `torch.func`, whose tensors stand for others
             return tensor
         if place not in seen:
             seen.add(place)
