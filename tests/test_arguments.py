@@ -52,6 +52,11 @@ class Size(enum.Enum):
         ("64,32", list[int], [64, 32]),
         ("(64,32)", tuple[int, ...], (64, 32)),
         ("a,b", list[str], ["a", "b"]),
+        ("[a, b]", list[str], ["a", "b"]),
+        ("[relu,(1,2)]", Any, ["relu", (1, 2)]),
+        ("64,32", list, [64, 32]),
+        ("[64]", tuple, (64,)),
+        ("{'a': 1}", dict, {"a": 1}),
         ("(1, 'x')", Any, (1, "x")),
         ("false", Any, False),
         ("word", Any, "word"),
@@ -69,6 +74,7 @@ def test_texts_become_what_an_annotation_says(text: str, kind: Any, value: Any) 
         *(("maybe", bool), ("2", bool), ("1.5", int), ("x", int), ("inf", int), ("", int), ("x", float)),
         *(("x", int | None), ("rmsprop", Literal["adam", "sgd"]), ("HUGE", Size), ("1,x", list[int])),
         ("(1,2,3)", tuple[int, int]),
+        *(("[8", list[str]), ("8]", list[str]), ("4", list), ("[8,8", list), ("(4)", tuple), ("4", dict), ("[1]", set)),
     ],
 )
 def test_what_does_not_convert_is_refused(text: str, kind: Any) -> None:
@@ -99,6 +105,7 @@ def test_defaults_say_what_a_function_takes_where_annotations_do_not() -> None:
     assert kinds["flag"] is bool
     assert kinds["name"] is str
     assert kinds["typed"] is int
+    assert kinds_of(lambda sizes=[4]: sizes)["sizes"] is list
     assert kinds["a"] is Any
     assert kinds["other"] is Any
     assert converted("0.5", kinds["size"]) == 0.5
@@ -154,6 +161,20 @@ def test_one_parser_for_paths_and_settings(tmp_path: Path) -> None:
             seen(tmp_path, parameters, "skip=maybe/c.pt")
         with pytest.raises(UsageError, match="--set skip=maybe is not what problem"):
             seen(tmp_path, parameters, "c.pt", {"skip": "maybe"})
+
+
+def test_lists_in_paths_are_read_whole_and_lone_numbers_are_no_lists(tmp_path: Path) -> None:
+    place = "hidden=[8,8]_width=8/c.pt"
+    for parameters in ("hidden", "hidden=[4]", "hidden=None", "hidden: list[int] = [4]"):
+        assert seen(tmp_path, parameters, place)[0] == {"hidden": [8, 8]}
+    assert seen(tmp_path, "hidden: str", place)[0] == {"hidden": "[8,8]"}
+    assert seen(tmp_path, "hidden, width", place)[0] == {"hidden": [8, 8], "width": 8}
+    assert seen(tmp_path, "hidden=None", "hidden=[8,8/c.pt")[0] == {"hidden": None}
+    for place, settings in (("hidden=4/c.pt", {}), ("c.pt", {"hidden": "4"})):
+        with pytest.raises(
+            UsageError, match=r"hidden=4 .*is not what problem\(\) takes there: a list such as \[64,32\]"
+        ):
+            seen(tmp_path, "hidden=[4]", place, settings)
 
 
 def test_a_function_may_take_the_path(tmp_path: Path) -> None:

@@ -38,6 +38,10 @@ from landscape.checkpoints.coordinates import coordinates_of
         ("date=2024-01-01/x.pt", {"date": "2024-01-01"}),
         ("lr=0.01.pt", {"lr": 0.01}),
         ("lr=-.5/x.pt", {"lr": -0.5}),
+        ("hidden=[8,8]_width=8/final.pt", {"hidden": "[8,8]", "width": 8}),
+        ("hidden=[8,8]_final.pt", {"hidden": "[8,8]"}),
+        ("w=2,betas=(0.9, 0.99),act=relu.pt", {"width": 2, "betas": "(0.9, 0.99)", "act": "relu"}),
+        ("opt=Adam(lr=0.1,eps=2)_w=4/x.pt", {"opt": "Adam(lr=0.1,eps=2)", "width": 4}),
         # nothing to read
         ("2024-01-01/12-00-00/v2/model.pt", {}),
         ("step_2024-01-01.pt", {}),
@@ -46,6 +50,7 @@ from landscape.checkpoints.coordinates import coordinates_of
         ("seed3.1/stepwidth4/midwidth64x.pt", {}),
         ("seed=/=3/a==b/x.pt", {}),
         ("v2.pt", {}),
+        ("hidden=[8,8/x=8]/opt=Adam(1/x.pt", {}),
         ("", {}),
         ("/", {}),
     ],
@@ -178,6 +183,21 @@ def test_pairs_come_back_exactly(pairs: dict[str, int | float]) -> None:
     for separator in ("/", ",", " "):
         text = separator.join(f"{k}={v!r}" for k, v in pairs.items())
         assert coordinates_of(f"{text}/x.pt", {}) == pairs
+
+
+inner = st.recursive(
+    numbers | floats | st.sampled_from(["relu", "a=1"]), lambda below: st.lists(below, max_size=3), max_leaves=6
+)
+
+
+@calm
+@given(
+    st.dictionaries(st.from_regex(r"[a-z]{2,8}", fullmatch=True), st.lists(inner, max_size=2), min_size=1, max_size=4)
+)
+def test_lists_are_read_whole(pairs: dict[str, list[Any]]) -> None:
+    for separator in ("/", ",", "_"):
+        text = separator.join(f"{k}={v}" for k, v in pairs.items())
+        assert coordinates_of(f"{text}/x.pt", {}) == {k: str(v) for k, v in pairs.items()}
 
 
 @calm

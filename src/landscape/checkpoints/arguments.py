@@ -21,7 +21,7 @@ _WORDS = {bool: "true or false", int: "an integer", float: "a number", str: "a t
 
 def parse_setting(text: str) -> Any:
     """The value of a text that nothing is known about: a Python literal where it is one (1e-3, True, None, (1, 2)),
-    else the text."""
+    a list where it is one of words ([relu,tanh]), else the text."""
     if text.strip().lower() in _CONSTANTS:
         return _CONSTANTS[text.strip().lower()]
     try:
@@ -29,7 +29,26 @@ def parse_setting(text: str) -> Any:
             warnings.simplefilter("ignore")  # such as an invalid escape in a path
             return ast.literal_eval(text.strip())
     except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
-        return text
+        words = _words_within(text.strip(), "[]")
+        return text if words is None else [parse_setting(word) for word in words]
+
+
+def _words_within(text: str, brackets: str) -> list[str] | None:
+    """What the commas of a text in these brackets separate, those of inner brackets left alone; None where it is not
+    such a text."""
+    if len(text) < 2 or text[0] + text[-1] != brackets:
+        return None
+    words, open_ones = [""], []
+    for letter in text[1:-1]:
+        if letter in "[({":
+            open_ones.append({"[": "]", "(": ")", "{": "}"}[letter])
+        elif letter in "])}" and (not open_ones or open_ones.pop() != letter):
+            return None
+        if letter == "," and not open_ones:
+            words.append("")
+        else:
+            words[-1] += letter
+    return None if open_ones else [word.strip() for word in words]
 
 
 class Unconvertible(ValueError):  # noqa: N818 (never seen by users)
@@ -51,6 +70,8 @@ def kinds_of(function: Callable[..., Any]) -> Mapping[str, Any]:
             found[name] = type(default)
         elif isinstance(default, int | float):
             found[name] = int | float  # a default of 1 does not say that halves are forbidden
+        elif type(default) in (list, tuple, dict, set):
+            found[name] = type(default)
         else:
             found[name] = Any
     return found
@@ -62,7 +83,7 @@ def converted(value: Any, kind: Any) -> Any:
     Args:
         value: anything but a text, a number or a truth value stays as it is.
         kind: an annotation: bool, int, float, str, Path, an enumeration, Literal, lists and tuples of these, unions and
-            None; for anything else the text is read as a Python literal where it is one.
+            None, bare dict and set; for anything else the text is read as a Python literal where it is one.
 
     Raises:
         Unconvertible: the text says something else; with what the parameter takes.
@@ -85,8 +106,8 @@ def described(kind: Any) -> str:
         return "one of " + ", ".join(str(option) for option in options)
     if isinstance(kind, type) and issubclass(kind, enum.Enum):
         return "one of " + ", ".join(kind.__members__)
-    if origin in (list, tuple):
-        return f"a list such as {_example(origin)}"
+    if kind in (list, tuple) or origin in (list, tuple):
+        return f"a list such as {_example(origin or kind)}"
     return _WORDS.get(kind, getattr(kind, "__name__", str(kind)))
 
 
@@ -105,6 +126,8 @@ def _as(text: str, kind: Any) -> Any:
         return _one(text, {str(member.value): member for member in kind} | dict(kind.__members__))
     if kind in (list, tuple) or origin in (list, tuple):
         return _as_sequence(text, origin or kind, options)
+    if kind in (dict, set):
+        return _literal(text, kind)
     if kind is bool:
         return _BOOLEANS[text.lower()]
     if kind is int:
@@ -141,9 +164,21 @@ def _as_one_of(text: str, options: tuple[Any, ...]) -> Any:
     return _as(text, ranked[-1])
 
 
+def _literal(text: str, kind: Any) -> Any:
+    value = parse_setting(text)
+    if not isinstance(value, kind):
+        raise ValueError(text)
+    return value
+
+
 def _as_sequence(text: str, kind: Any, options: tuple[Any, ...]) -> Any:
     value = parse_setting(text)
-    items = list(value) if isinstance(value, list | tuple) else text.split(",")
+    items: list[Any] | None = list(value) if isinstance(value, list | tuple) else None
+    # One word is a list of one where it is said of what; a default that is a list says nothing of the kind.
+    if items is None and (options or "," in text):
+        items = _words_within(text, "()") or _words_within(f"({text})", "()")
+    if items is None:
+        raise ValueError(text)
     if not options:
         return kind(parse_setting(item) if isinstance(item, str) else item for item in items)
     fixed = kind is tuple and Ellipsis not in options

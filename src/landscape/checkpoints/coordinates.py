@@ -27,12 +27,18 @@ LARGEST_SIDECAR = 1 << 20
 
 _NUMBER = r"[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?"
 _KEY = r"[A-Za-z][A-Za-z0-9_.]*"
-# key=number, or key=text up to a comma, a blank or the next key=. A number ends where a word may begin: the
-# 2024 of date=2024-01-01 is not one.
+BRACKETS = "[](){}"
+NESTING = 4  # brackets within brackets that are followed
+_PLAIN = rf"[^{re.escape(BRACKETS)}]"
+_BRACKETED = r"[\[({](?:" + _PLAIN + r")*[\])}]"
+for _ in range(NESTING - 1):
+    _BRACKETED = r"[\[({](?:" + _PLAIN + "|" + _BRACKETED + r")*[\])}]"
+# key=number or key=[list], or key=text up to a comma, a blank or the next key=. A number ends where a word may begin:
+# the 2024 of date=2024-01-01 is not one. Nothing within brackets ends a value, and what is cut within them is none.
 _PAIR = re.compile(
     rf"(?<![A-Za-z0-9=])(?P<key>{_KEY}?)="
-    rf"(?:(?P<number>{_NUMBER})(?=$|[,;+ ]|[-_.][A-Za-z])"
-    rf"|(?P<text>[^,;= ]*?)(?=$|[,; ]|[-_]{_KEY}=))"
+    rf"(?:(?P<whole>{_NUMBER}|{_BRACKETED})(?=$|[,;+ ]|[-_.][A-Za-z])"
+    rf"|(?P<text>(?:[^,;= {re.escape(BRACKETS)}]|{_BRACKETED})*?)(?=$|[,; ]|[-_]{_KEY}=))"
 )
 _DATE = re.compile(r"(?<!\d)\d{1,4}([-_.])\d{2}\1\d{2}(?!\d)")
 _WORD = re.compile(
@@ -108,7 +114,7 @@ def _names(text: str, read: Callable[[str], Value], width_is_near: bool = False)
     for match in _PAIR.finditer(text):
         rest.append(text[end : match.start()])
         end = match.end()
-        value = read(match["number"] if match["number"] is not None else match["text"])
+        value = read(match["whole"] if match["whole"] is not None else match["text"])
         if value != "":
             pairs.append((match["key"], value))
     rest.append(text[end:])
@@ -122,7 +128,9 @@ def _of_trial(tag: str, head: str, read: Callable[[str], Value]) -> dict[str, Va
     pairs = [pair.partition("=") for pair in tag.split(",")]
     if len(head) + len(tag) >= RAY_LONGEST:
         pairs = pairs[:-1]
-    kept = [(k, v) for k, equals, v in pairs if equals and re.fullmatch(_KEY, k) and v and not set("._") & set(v)]
+    kept = [
+        (k, v) for k, equals, v in pairs if equals and re.fullmatch(_KEY, k) and v and not {*"._", *BRACKETS} & set(v)
+    ]
     return {ALIASES.get(key, key): read(value) for key, value in kept}
 
 
