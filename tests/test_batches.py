@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import copy
+import weakref
 from collections import namedtuple
+from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -18,13 +22,26 @@ from landscape.problem.batches import (
     length_of,
     map_tensors,
     move,
+    read_batches,
     rechunk,
     share_of,
     split,
     subset,
+    tensors_of,
 )
+from landscape.problem.objective import build_objective
+from landscape.problem.problem import Problem
 
 Pair = namedtuple("Pair", "x y")
+
+
+class Again(list[Any]):
+    """Iterable again, and, as loaders are, new objects each time."""
+
+    def __iter__(self) -> Any:
+        return (copy.copy(batch) for batch in super().__iter__())
+
+
 LENGTHS = st.lists(st.integers(1, 20), min_size=1, max_size=5)
 
 
@@ -112,3 +129,136 @@ def test_batches_without_a_common_axis_are_not_cut() -> None:
     assert share_of([odd, odd], odd) == 0.5
     with pytest.raises(ProblemError, match="no common first"):
         subset([odd], 2, 0)
+
+
+class Record:
+    """As objects of data sets are: attributes, and whatever else."""
+
+    def __init__(self, **values: Any) -> None:
+        self.__dict__.update(values)
+
+
+class Slotted:
+    """Without a `__dict__`."""
+
+    __slots__ = ("text", "x")
+
+    def __init__(self, x: Any, text: Any) -> None:
+        self.x, self.text = x, text
+
+
+@dataclass
+class Derived:
+    """With a field that no argument sets."""
+
+    x: Any
+    y: Any = field(init=False, default=None)
+
+
+leaves = st.sampled_from([None, 3, "text"]) | st.integers(1, 4).map(lambda n: torch.arange(float(n)))
+nested = st.recursive(
+    leaves,
+    lambda below: (
+        st.lists(below, max_size=3)
+        | st.dictionaries(st.sampled_from("abc"), below, max_size=3)
+        | st.builds(Pair, below, below)
+        | st.dictionaries(st.sampled_from("abc"), below, max_size=3).map(lambda d: Record(**d))
+        | st.builds(Slotted, below, below)
+        | st.builds(Derived, below)
+    ),
+    max_leaves=8,
+)
+
+
+def as_lists(value: Any) -> Any:
+    """Structure and numbers of a nested batch, to compare."""
+    if isinstance(value, Tensor):
+        return ("tensor", value.dtype, value.tolist())
+    if isinstance(value, dict):
+        return {k: as_lists(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [as_lists(v) for v in value]
+    if isinstance(value, Slotted):
+        return ("Slotted", as_lists(value.x), as_lists(value.text))
+    return (type(value).__name__, as_lists(vars(value))) if hasattr(value, "__dict__") else value
+
+
+@settings(deadline=None)
+@given(nested)
+def test_tensors_are_found_and_moved_wherever_they_are(batch: Any) -> None:
+    before = as_lists(batch)
+    there = move(batch, torch.device("cpu"), torch.float64)
+    assert all(t.dtype == torch.float64 for t in tensors_of(there))
+    assert len(tensors_of(there)) == len(tensors_of(batch)) == repr(before).count("'tensor'")
+    assert repr(as_lists(there)).replace("float64", "float32") == repr(before)
+    assert as_lists(batch) == before  # left alone
+
+
+def test_objects_that_lead_back_to_themselves_and_modules_are_left_alone() -> None:
+    child = Record(x=torch.ones(2))
+    parent = Record(child=child, network=torch.nn.Linear(2, 1), y=torch.ones(2))
+    child.parent = parent
+    assert len(tensors_of(parent)) == 2
+    assert move(parent, torch.device("cpu"), torch.float64).child.x.dtype == torch.float64
+    assert (child.x.dtype, parent.child) == (torch.float32, child)
+
+
+def test_objects_are_batches() -> None:
+    x, y = torch.randn(9, 2), torch.randint(2, (9,))
+    network = torch.nn.Linear(2, 2)
+
+    def loss(model: Any, batch: Any) -> Any:
+        return torch.nn.functional.cross_entropy(model(batch.x), batch.y, reduction="sum"), len(batch.y)
+
+    truth = build_objective(Problem(network, (x, y), "cross_entropy"), dtype=torch.float64).value()
+    for batch in (Record(x=x, y=y), Record(x=x, y=y, around=Record(z=x))):
+        found = build_objective(Problem(network, [batch], loss), dtype=torch.float64)
+        assert float(found.value()) == pytest.approx(float(truth), rel=1e-12)
+
+
+ARRAYS = (np.ones((3, 2), dtype=np.float32), np.zeros(3, dtype=np.int64))
+
+
+@pytest.mark.parametrize(
+    ("data", "words"),
+    [
+        ([ARRAYS], "the batches hold NumPy arrays"),
+        ([{"x": ARRAYS[0]}], "the batches hold NumPy arrays"),
+        (ARRAYS, "the data are NumPy arrays"),
+        ([0, 1], "holds no tensor: it is 0"),
+        ([None], "holds no tensor: it is None"),
+        ([(torch.ones(2), torch.ones(2)), None], "holds no tensor: it is None"),
+        (Again([Record(path="a.png")]), "holds no tensor: it is a Record"),
+        ([], "the data set is empty"),
+    ],
+)
+def test_what_holds_no_tensor_is_called_what_it_is(data: Any, words: str) -> None:
+    with pytest.raises(ProblemError, match=words) as refused:
+        read_batches(Problem(torch.nn.Linear(2, 2), data, lambda m, b: (m(b[0]).sum(), 1)))
+    if "data = [torch" in (refused.value.hint or ""):
+        made = eval(refused.value.hint.partition(" = ")[2], {"torch": torch, "data": data})  # type: ignore[union-attr]
+        assert tensors_of(read_batches(Problem(torch.nn.Linear(2, 2), made, lambda m, b: (m(b[0]).sum(), 1))))
+
+
+class Graph:
+    """As PyTorch Geometric's Data: its tensors are kept by a part that knows it by a weak reference."""
+
+    def __init__(self, values: dict[str, Any]) -> None:
+        self.stores = [Record(values=values, parent=weakref.ref(self))]
+
+    def __copy__(self) -> Graph:
+        return Graph(dict(self.stores[0].values))
+
+    def apply(self, function: Any) -> Graph:
+        values = self.stores[0].values
+        values.update({k: function(v) for k, v in values.items()})  # whatever it is
+        return self
+
+
+def test_graphs_move_by_what_they_offer() -> None:
+    graph = Graph({"x": torch.ones(3), "name": "a"})
+    assert len(tensors_of(graph)) == 1
+    there = move(graph, torch.device("cpu"), torch.float64)
+    assert there.stores[0].values["x"].dtype == torch.float64
+    assert there.stores[0].parent() is there
+    assert graph.stores[0].values["x"].dtype == torch.float32

@@ -5,37 +5,91 @@ from __future__ import annotations
 import copy
 import dataclasses
 import hashlib
+import types
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from landscape.errors import ProblemError
 from landscape.problem.copies import moved
 from landscape.problem.problem import Batch, Problem, is_pair
 
+# What has attributes, none of which belongs to a batch.
+NO_BATCH = (int, float, str, bytes, type(None), type, types.ModuleType, types.FunctionType, nn.Module)
+
 
 def map_tensors(batch: Batch, function: Callable[[Tensor], Tensor]) -> Batch:
-    """Apply a function to every tensor of a nested batch (tuples, lists, mappings, dataclasses)."""
+    """Apply a function to every tensor of a nested batch (tuples, lists, mappings, dataclasses, attributes of objects).
+
+    An object of which no tensor changes is not copied.
+    """
+    return _mapped(batch, function, {})
+
+
+def _mapped(batch: Batch, function: Callable[[Tensor], Tensor], known: dict[int, tuple[Any, Any]]) -> Batch:
+    """`map_tensors`, given the objects met so far and what became of them: attributes lead back, or to many places."""
     if isinstance(batch, Tensor):
         return function(batch)
+    if isinstance(batch, NO_BATCH):
+        return batch
+
+    def inside(value: Any) -> Any:
+        return _mapped(value, function, known)
+
     if isinstance(batch, Mapping):
-        mapped = {k: map_tensors(v, function) for k, v in batch.items()}
+        mapped = {k: inside(v) for k, v in batch.items()}
         if type(batch) is dict:
             return mapped
         clone: Any = copy.copy(batch)  # such as transformers.BatchEncoding: keeps attribute access
         clone.update(mapped)
         return clone
     if isinstance(batch, tuple) and hasattr(batch, "_fields"):
-        return type(batch)(*(map_tensors(v, function) for v in batch))
+        return type(batch)(*(inside(v) for v in batch))
     if isinstance(batch, tuple | list):
-        return type(batch)(map_tensors(v, function) for v in batch)
-    if dataclasses.is_dataclass(batch) and not isinstance(batch, type):
-        fields = {f.name: map_tensors(getattr(batch, f.name), function) for f in dataclasses.fields(batch)}
-        return dataclasses.replace(batch, **fields)
-    return batch
+        return type(batch)(inside(v) for v in batch)
+    if id(batch) not in known:
+        known[id(batch)] = batch, batch
+        known[id(batch)] = batch, _mapped_object(batch, function, inside)
+    return known[id(batch)][1]
+
+
+def _mapped_object(batch: Any, function: Callable[[Tensor], Tensor], inside: Callable[[Any], Any]) -> Any:
+    """A shallow copy of an object with the tensors of its attributes mapped; itself where none changes."""
+    if (
+        dataclasses.is_dataclass(batch)
+        and not isinstance(batch, type)
+        and all(f.init for f in dataclasses.fields(batch))
+    ):
+        return dataclasses.replace(batch, **{f.name: inside(getattr(batch, f.name)) for f in dataclasses.fields(batch)})
+    if callable(getattr(batch, "apply", None)) and hasattr(batch, "stores"):  # PyTorch Geometric's, whose parts know it
+        return copy.copy(batch).apply(lambda v: function(v) if isinstance(v, Tensor) else v)
+    slots = [name for kind in type(batch).__mro__ for name in _slots(kind)]
+    values = getattr(batch, "__dict__", {}) | {n: getattr(batch, n) for n in slots if hasattr(batch, n)}
+    mapped = {name: inside(value) for name, value in values.items()}
+    changed = {name: value for name, value in mapped.items() if not _same(value, values[name])}
+    if not changed:
+        return batch
+    clone = copy.copy(batch)
+    for name, value in changed.items():
+        object.__setattr__(clone, name, value)  # also of what calls itself frozen
+    return clone
+
+
+def _slots(kind: type) -> list[str]:
+    slots = vars(kind).get("__slots__", ())
+    return [n for n in ([slots] if isinstance(slots, str) else slots) if n not in ("__dict__", "__weakref__")]
+
+
+def _same(one: Any, other: Any) -> bool:
+    """Whether mapping has left a value as it was: containers are made anew, what they hold is not."""
+    if type(one) is type(other) and isinstance(one, tuple | list) and len(one) == len(other):
+        return all(_same(a, b) for a, b in zip(one, other, strict=True))
+    if type(one) is dict and type(other) is dict:
+        return one.keys() == other.keys() and all(_same(v, other[k]) for k, v in one.items())
+    return one is other
 
 
 def tensors_of(batch: Batch) -> list[Tensor]:
@@ -129,17 +183,14 @@ def read_batches(problem: Problem) -> list[Batch]:
     else:
         with torch.random.fork_rng(devices=[]):  # every pass over a DataLoader draws from the caller's generator
             batches = list(data)
+            _require_tensors(batches)
             if not isinstance(data, list | tuple) and fingerprint(batches) != fingerprint(list(data)):
                 raise ProblemError(
                     "two passes over the data differ (a shuffling sampler or random augmentation, usually), "
                     "so there is no fixed loss to differentiate",
                     "fix the order, switch augmentation off, or pass a list of batches",
                 )
-    if any(type(x).__module__ == "numpy" for x in (data if isinstance(data, list | tuple) else ())):
-        raise ProblemError(
-            "the data are NumPy arrays", "give tensors: torch.from_numpy(inputs), torch.from_numpy(targets)"
-        )
-    if not batches or all(length_of(b) == 0 and not tensors_of(b) for b in batches):
+    if not batches:
         raise ProblemError("the data set is empty", "check the path and the filters of your data loading")
     for batch in batches:
         for tensor in tensors_of(batch):
@@ -150,6 +201,38 @@ def read_batches(problem: Problem) -> list[Batch]:
     if problem.loss == "bce":
         _check_binary(batches)
     return batches
+
+
+def _require_tensors(batches: Sequence[Batch]) -> None:
+    """Every batch holds a tensor: what is moved to the arithmetic and the device of the model, cut and fingerprinted.
+
+    Raises:
+        ProblemError: names the first that holds none, and what to write.
+    """
+    for batch in batches:
+        if tensors_of(batch):
+            continue
+        if all(isinstance(b, np.ndarray) for b in batches):
+            raise ProblemError(
+                "the data are NumPy arrays", "give a tuple (torch.from_numpy(inputs), torch.from_numpy(targets))"
+            )
+        parts = list(batch.values()) if isinstance(batch, Mapping) else batch
+        kinds = {type(v) for v in parts} if isinstance(parts, tuple | list) else {type(parts)}
+        if any(issubclass(kind, np.ndarray) for kind in kinds):
+            raise ProblemError(
+                "the batches hold NumPy arrays, which do not follow the model into its arithmetic",
+                "make tensors of them: data = [torch.utils.data.default_convert(batch) for batch in data]",
+            )
+        raise ProblemError(
+            f"a batch of the data holds no tensor: it is {_said(batch)}",
+            "put what the loss reads into the batches: data = [(inputs, targets), ...] of tensors; dicts, and objects "
+            "with tensors as attributes, will do as well",
+        )
+
+
+def _said(batch: Batch) -> str:
+    text = repr(batch) if isinstance(batch, int | float | str | None | tuple | list | dict) else ""
+    return text if 0 < len(text) <= 40 else f"a {type(batch).__name__}"
 
 
 def _check_binary(batches: Sequence[Batch]) -> None:
