@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -254,7 +255,41 @@ def test_outputs_in_a_container_have_a_hint_that_works(wrap: Callable[[Tensor], 
     assert build_objective(Problem(model, [pair()], names["loss"])).count == 6
 
 
-@pytest.mark.parametrize("loss", [nn.CrossEntropyLoss(), nn.MultiMarginLoss()])
+class Renamed(nn.CrossEntropyLoss):
+    """PyTorch's, of outputs and targets."""
+
+
+class Weighing(nn.Module):
+    """A loss of one's own, of model and batch, with numbers in it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("weight", torch.tensor([1.0, 2.0]))
+        self.shift = nn.Parameter(torch.tensor([0.5, 0.0]))
+
+    def forward(self, model: nn.Module, batch: Any) -> tuple[Tensor, Tensor]:
+        outputs = model(batch[0]) + self.shift
+        return F.cross_entropy(outputs, batch[1], weight=self.weight, reduction="sum"), self.weight[batch[1]].sum()
+
+
+class WeighingAsBuiltIn(nn.CrossEntropyLoss):
+    """The same with another base."""
+
+    def forward(self, model: nn.Module, batch: Any) -> Any:
+        return F.cross_entropy(model(batch[0]), batch[1], reduction="sum"), len(batch[1])
+
+
+@pytest.mark.parametrize("loss", [Weighing(), WeighingAsBuiltIn()])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_module_of_model_and_batch_is_a_loss_as_any_function(loss: nn.Module, dtype: torch.dtype) -> None:
+    problem = Problem(nn.Linear(3, 2), [pair()], loss)
+    found = build_objective(problem, dtype=dtype)
+    same = build_objective(replace(problem, loss=lambda model, batch: loss(model, batch)), dtype=dtype)
+    assert torch.equal(found.value_and_gradient()[1], same.value_and_gradient()[1])
+    assert found.count == same.count
+
+
+@pytest.mark.parametrize("loss", [nn.CrossEntropyLoss(), nn.MultiMarginLoss(), Renamed()])
 def test_a_module_as_loss_has_a_hint_that_works(loss: nn.Module) -> None:
     model = nn.Linear(3, 2)
     with pytest.raises(ProblemError, match=type(loss).__name__) as refused:

@@ -59,11 +59,11 @@ class Problem:
                     f"there is no built-in loss {self.loss!r}",
                     f"choose one of {', '.join(LOSSES)}, or pass a function loss(model, batch) -> (sum, count)",
                 )
-        elif isinstance(self.loss, nn.Module):
-            named = BUILT_IN.get(type(self.loss).__name__)
-            kind = type(self.loss).__name__
+        elif (kind := _torch_module(self.loss)) is not None:
+            named = BUILT_IN.get(kind)
             raise ProblemError(
-                f"the loss is {kind}(), of outputs and targets; it should be of model and batch, and a sum",
+                f"the loss is {type(self.loss).__name__}(), of outputs and targets; it should be of model and batch, "
+                "and a sum",
                 (f'pass "{named}", or ' if named else "") + "def loss(model, batch): "
                 f"return nn.{kind}(reduction='sum')(model(batch[0]), batch[1]), len(batch[0])",
             )
@@ -87,6 +87,16 @@ class Problem:
         """Whether the loss is known to be a sum over samples, so that batches may be cut and joined freely."""
         mixed = self.batchnorm == "batch" and batchnorm_statistics(self.model) is not None
         return isinstance(self.loss, str) and not mixed
+
+
+def _torch_module(loss: object) -> str | None:
+    """The name in `torch.nn` of a loss that is called as PyTorch's own modules are; one's own forward may be of model
+    and batch."""
+    forward = getattr(type(loss), "forward", None)
+    if not isinstance(loss, nn.Module) or not getattr(forward, "__module__", "").startswith("torch.nn."):
+        return None
+    kind = next(kind for kind in type(loss).__mro__ if kind.__module__.startswith("torch.nn."))
+    return None if kind is nn.Module else kind.__name__
 
 
 def _check_model(model: object) -> None:
