@@ -30,7 +30,7 @@ from landscape.problem.copies import copied, moved_model, refuse_complex, requir
 from landscape.problem.distributed import ALONE, Ranks
 from landscape.problem.graph import SCALED, reaches
 from landscape.problem.last_places import LastPlaces
-from landscape.problem.parameters import Layout, layout_of, select, trainable
+from landscape.problem.parameters import Layout, layout_of, select, spellings, trainable
 from landscape.problem.passes import samples_at_once
 from landscape.problem.problem import Batch, LossFunction, Problem
 from landscape.problem.user_loss import eager, plain, with_changes
@@ -332,7 +332,7 @@ def build_objective(
         model = without_cudnn(moved_model(problem.model, device, dtype).eval())
         take_batch_statistics(model) if problem.batchnorm == "batch" else refuse_batch_statistics(model)
         names = tuple(trainable(model))
-        chosen = select(names, params) if params else names
+        chosen = select(spellings(model), params) if params else names
         refuse_complex(chosen, model)
         everything = read_batches(problem) if batches is None else batches
         moved = [move(b, device, dtype) for b in ranks.shard(everything, problem.per_sample)]

@@ -57,24 +57,35 @@ def layout_of(parameters: Mapping[str, Tensor]) -> Layout:
     return Layout(tuple(parameters), tuple(p.shape for p in parameters.values()))
 
 
-def select(names: Iterable[str], patterns: Sequence[str]) -> tuple[str, ...]:
-    """Names that match any of the glob patterns; a module's name stands for all its parameters.
+def spellings(model: nn.Module) -> dict[str, str]:
+    """Every name of a trainable parameter, tied ones under all of theirs, and the first name of each."""
+    first = {id(p): name for name, p in trainable(model).items()}
+    named = model.named_parameters(remove_duplicate=False)
+    return {name: first[id(p)] for name, p in named if id(p) in first}
+
+
+def select(names: Mapping[str, str], patterns: Sequence[str]) -> tuple[str, ...]:
+    """First names of the parameters that match any of the glob patterns; a module's name stands for all its parameters.
+
+    Args:
+        names: all names of each parameter -> its first, as `spellings` gives them.
+        patterns: globs, of any of the names.
 
     Raises:
         UsageError: a pattern matches nothing; the hint names the nearest parameters.
     """
-    names = tuple(names)
+    first = tuple(dict.fromkeys(names.values()))
     chosen: set[str] = set()
     for pattern in patterns:
-        hits = {n for n in names if fnmatchcase(n, pattern) or fnmatchcase(n, pattern.rstrip(".") + ".*")}
+        hits = {f for n, f in names.items() if fnmatchcase(n, pattern) or fnmatchcase(n, pattern.rstrip(".") + ".*")}
         if not hits:
-            near = difflib.get_close_matches(pattern, names, n=3, cutoff=0.3) or names[:5]
+            near = difflib.get_close_matches(pattern, names, n=3, cutoff=0.3) or first[:5]
             raise UsageError(
-                f"--params {pattern!r} matches none of the {len(names)} trainable parameter tensors",
+                f"--params {pattern!r} matches none of the {len(first)} trainable parameter tensors",
                 f"names here look like {', '.join(near)}",
             )
         chosen |= hits
-    return tuple(n for n in names if n in chosen)
+    return tuple(n for n in first if n in chosen)
 
 
 def by_layer(names: Iterable[str]) -> dict[str, tuple[str, ...]]:

@@ -7,7 +7,7 @@ import math
 import numpy as np
 
 from landscape.problem.batches import length_of
-from landscape.problem.parameters import layout_of, select, trainable
+from landscape.problem.parameters import layout_of, select, spellings, trainable
 from landscape.problem.problem import Problem, is_pair
 from landscape.results.fields import Spectrum, Spent
 from landscape.spectra.negative import floors
@@ -17,7 +17,7 @@ from landscape.spectra.settings import SpectrumSettings
 def failed_spectrum(problem: Problem, settings: SpectrumSettings, seconds: float) -> Spectrum:
     """What can be said where the loss or a product is not finite: sizes, the rest NaN or empty."""
     own = trainable(problem.model)
-    chosen = select(own, settings.params) if settings.params else tuple(own)
+    chosen = select(spellings(problem.model), settings.params) if settings.params else tuple(own)
     parameters = layout_of({name: own[name] for name in chosen}).total
     batches = [problem.data] if is_pair(problem.data) else list(problem.data)
     samples = settings.samples or sum(length_of(b) for b in batches)
