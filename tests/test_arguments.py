@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import ast
 import enum
 import json
+import math
 import random
+from dataclasses import fields
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import pytest
 import torch
 
@@ -16,6 +20,12 @@ from landscape.checkpoints.coordinates import coordinates_of, words_of
 from landscape.checkpoints.load import load_problem
 from landscape.checkpoints.run_config import Config, read_yaml
 from landscape.errors import CheckpointError, UsageError
+from landscape.points.descend import DescendSettings
+from landscape.points.escape import EscapeSettings
+from landscape.settings import keyword_settings
+from landscape.slices.settings import SliceSettings
+from landscape.spectra.settings import SpectrumSettings
+from landscape.widening.settings import WidenSettings
 
 
 class Size(enum.Enum):
@@ -298,3 +308,61 @@ def test_words_of_a_path_are_its_own_letters() -> None:
     path = "run=007/width=64/x.pt"
     assert words_of(path, coordinates_of(path, {})) == {"run": "007", "width": "64"}
     assert words_of(path, {"run": 8, "width": 64}) == {"width": "64"}  # a header's run
+
+
+# ---- keywords of the library ----------------------------------------------------------------------------------------
+
+ANALYSES = (SpectrumSettings, SliceSettings, DescendSettings, EscapeSettings, WidenSettings)
+SPELT: list[tuple[type, str, Any, Any]] = [
+    *((kind, "memory", "1MB", 10**6) for kind in ANALYSES),
+    *((kind, "samples", value, 5) for kind in ANALYSES for value in ("5", 5.0, np.int64(5), torch.tensor(5))),
+    *((kind, "tau", "1e-3", 1e-3) for kind in ANALYSES if kind is not SliceSettings),
+    *((kind, "tau", np.float64(1e-3), 1e-3) for kind in ANALYSES if kind is not SliceSettings),
+    *((kind, "device", torch.device("cpu"), "cpu") for kind in ANALYSES),
+    *((kind, "precision", torch.float64, "float64") for kind in ANALYSES if kind is not WidenSettings),
+    *((SliceSettings, "points", value, (3, 5)) for value in ("3x5", [3, 5], np.array([3, 5]), (3.0, 5.0))),
+    *((SliceSettings, "points", value, (3,)) for value in ("3", 3, [3])),
+    *((SliceSettings, "span", value, (0.5,)) for value in ("0.5", 0.5, [0.5])),
+    (SliceSettings, "metrics", "accuracy,gradient-norm", ("accuracy", "gradient_norm")),
+    (SpectrumSettings, "params", "0.*,2.*", ("0.*", "2.*")),
+    (SpectrumSettings, "params", ["0.*"], ("0.*",)),
+    (SpectrumSettings, "params", None, ()),
+    (SpectrumSettings, "exact", np.bool_(True), True),
+    (WidenSettings, "neurons", "0,3", (0, 3)),
+    (WidenSettings, "neurons", 3, (3,)),
+    (WidenSettings, "shares", "0.25", ((0.25, 0.75),)),
+    (WidenSettings, "shares", [[0.5, 0.5]], ((0.5, 0.5),)),
+]
+
+
+def as_keyword(kind: type, name: str, value: Any) -> Any:
+    """The setting, given by keyword to a library function."""
+    needed = {"layer": "0"} if kind is WidenSettings else {}
+    return getattr(keyword_settings(kind, {**needed, name: value}, "analysis"), name)  # type: ignore[type-var]
+
+
+@pytest.mark.parametrize(("kind", "name", "value", "wanted"), SPELT)
+def test_settings_are_understood_as_the_command_line_and_numpy_spell_them(
+    kind: type, name: str, value: Any, wanted: Any
+) -> None:
+    found = as_keyword(kind, name, value)
+    assert found == wanted
+    assert type(found) is type(wanted)
+
+
+@pytest.mark.parametrize("kind", ANALYSES)
+def test_every_setting_takes_what_it_says_or_refuses_with_a_hint_that_works(kind: type) -> None:
+    """Values of the wrong kind for every setting of every analysis: no other error, and hints can be typed."""
+    strange = (object(), torch.ones(2, 2), {"a": 1}, 1j, math.nan, 10**30, None, True)
+    odd = (*strange, "", "x", "3y3", (), [], (1.5, "a"), 2.5, -3)
+    refused = 0
+    for setting in fields(kind):
+        for value in odd:
+            try:
+                as_keyword(kind, setting.name, value)
+            except UsageError as error:
+                refused += 1
+                start, typed = f"write it like {setting.name}=", error.hint or ""
+                if typed.startswith(start):
+                    as_keyword(kind, setting.name, ast.literal_eval(typed.removeprefix(start)))
+    assert refused > 3 * len(fields(kind))

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import functools
 import math
+import operator
 import types
-from collections.abc import Iterable, Mapping
-from dataclasses import MISSING, field, fields
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import MISSING, Field, field, fields
 from typing import TYPE_CHECKING, Any, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from landscape.errors import ProblemError, UsageError
@@ -52,16 +54,80 @@ def _hints(kind: type) -> dict[str, Any]:
 
 
 def keyword_settings(kind: type[S], values: Mapping[str, Any], function: str) -> S:
-    """The settings of a library function from its keyword arguments.
+    """The settings of a library function from its keyword arguments, spelled as Python or the command line does.
 
     Raises:
-        UsageError: one that does not exist; all that do are listed.
+        UsageError: one that does not exist, with all that do; a value that is not what it takes, with one that is.
     """
-    names = [f.name for f in fields(kind)]
+    known = {f.name: f for f in fields(kind)}
     for name in values:
-        if name not in names:
-            raise UsageError(f"{function} has no setting {name!r}", f"settings are {', '.join(names)}")
-    return kind(**values)
+        if name not in known:
+            raise UsageError(f"{function} has no setting {name!r}", f"settings are {', '.join(known)}")
+    return kind(**{name: _taken(value, known[name], _hints(kind)[name], function) for name, value in values.items()})
+
+
+def in_words(default: Any, words: Callable[[str], Any], example: Any) -> Any:
+    """A dataclass field whose value has a spelling of its own on the command line: what reads it, and one for hints."""
+    return field(default=default, metadata={"words": words, "example": example})
+
+
+def _taken(value: Any, setting: Field[Any], hint: Any, function: str) -> Any:
+    """A keyword argument as its field has it. Raises UsageError."""
+    options = get_args(hint) if get_origin(hint) in (Union, types.UnionType) else (hint,)
+    if isinstance(value, str) and "words" in setting.metadata:
+        return setting.metadata["words"](value)
+    if value is None and get_origin(hint) is tuple:
+        return setting.default
+    for option in options:
+        with contextlib.suppress(ValueError, TypeError, OverflowError):
+            return _read(value, option)
+    wanted = [_called(option) for option in options if option is not type(None)]
+    if type(None) in options:
+        wanted.append("None")
+    usual = _EXAMPLES.get(options[0]) if setting.default in (None, "") else setting.default
+    example = setting.metadata.get("example", usual)
+    raise UsageError(
+        f"{function}: {setting.name} is {value!r}, which is not {' or '.join(wanted)}",
+        f"write it like {setting.name}={example!r}",
+    )
+
+
+def _called(kind: Any) -> str:
+    if kind is bool:
+        return "True or False"
+    if get_origin(kind) is not tuple:
+        return _NAMES[kind]
+    inner = get_args(kind)[0]
+    return "a tuple of " + ("tuples of numbers" if get_origin(inner) is tuple else _PLURALS[inner])
+
+
+def _read(value: Any, kind: Any) -> Any:
+    """A value as a plain bool, int, float, str, None or tuple. Raises ValueError or TypeError where it is another."""
+    if kind is type(None):
+        if value is not None:
+            raise TypeError
+        return None
+    if get_origin(kind) is tuple:
+        if hasattr(value, "tolist"):  # of NumPy and PyTorch
+            value = value.tolist()
+        items = value if isinstance(value, list | tuple) else (value,)
+        inner = get_args(kind)[0]
+        if get_origin(inner) is tuple and not all(isinstance(item, list | tuple) for item in items):
+            raise TypeError
+        return tuple(_read(item, inner) for item in items)
+    if kind is bool or isinstance(value, bool) or type(value).__name__ == "bool":  # of NumPy, the last
+        if kind is not bool or type(value).__name__ != "bool":
+            raise TypeError
+        return bool(value)
+    if kind is str:
+        if type(value).__module__ == "torch" and not isinstance(value, str):  # a dtype or a device
+            return str(value).removeprefix("torch.")
+        if not isinstance(value, str):
+            raise TypeError
+        return value
+    if kind is int and not isinstance(value, str):
+        return operator.index(int(value) if isinstance(value, float) and value.is_integer() else value)
+    return kind(value)
 
 
 def later(default: Any) -> Any:
@@ -121,3 +187,5 @@ _NAMES: dict[Any, str] = {
     str: "a string",
     type(None): "nothing",
 }
+_PLURALS: dict[Any, str] = {int: "integers", float: "numbers", str: "texts"}
+_EXAMPLES: dict[Any, Any] = {bool: True, int: 100, float: 0.5, str: "0"}

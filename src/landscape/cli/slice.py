@@ -83,14 +83,14 @@ def slice(
     from landscape.errors import UsageError
     from landscape.problem.batchnorm import BATCHNORM
     from landscape.runtime.memory import parse_bytes
-    from landscape.slices.settings import SliceSettings, numbers
+    from landscape.slices.settings import SliceSettings, metrics_of, numbers
 
     settings = SliceSettings(
         dirs=dirs,
         span=numbers(span, "--span", float),
         points=numbers(points, "--points", int),
         repeat=repeat,
-        metrics=tuple(m.replace("-", "_") for m in metric or ()),
+        metrics=metrics_of(metric or ()),
         batchnorm="fixed" if batchnorm in (None, *BATCHNORM) else batchnorm,
         samples=samples,
         seed=seed,

@@ -25,8 +25,9 @@ from landscape.problem.parameters import Layout
 from landscape.problem.problem import Problem, at_point
 from landscape.results.fields import Descended, Spent
 from landscape.runtime.arithmetic import resolve_device
+from landscape.runtime.memory import parse_bytes
 from landscape.runtime.progress import Progress
-from landscape.settings import keyword_settings
+from landscape.settings import in_words, keyword_settings
 from landscape.stack.build import build_stack, stack_key
 
 METHODS = ("auto", "newton", "flow", "lbfgs", "newton-krylov", "newton-mr")
@@ -60,7 +61,7 @@ class DescendSettings:
     seed: int = 0
     device: str = "auto"
     precision: str = "auto"
-    memory: int | None = None
+    memory: int | None = in_words(None, parse_bytes, "6GB")
     max_products: int = 500
 
     def __post_init__(self) -> None:

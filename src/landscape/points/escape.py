@@ -25,9 +25,10 @@ from landscape.problem.objective import Objective, build_widest
 from landscape.problem.problem import Problem, at_point
 from landscape.results.fields import Spent
 from landscape.runtime.arithmetic import resolve_device
+from landscape.runtime.memory import parse_bytes
 from landscape.runtime.pieces import FORGETFUL, Pieces
 from landscape.runtime.progress import Progress
-from landscape.settings import keyword_settings
+from landscape.settings import in_words, keyword_settings
 from landscape.stack.build import build_stack
 from landscape.stack.stack import Stack
 
@@ -63,7 +64,7 @@ class EscapeSettings:
     seed: int = 0
     device: str = "auto"
     precision: str = "auto"
-    memory: int | None = None
+    memory: int | None = in_words(None, parse_bytes, "6GB")
     max_products: int = 500
 
     def __post_init__(self) -> None:

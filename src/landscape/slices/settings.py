@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -10,6 +11,8 @@ import torch
 
 from landscape.errors import UsageError
 from landscape.runtime.arithmetic import resolve_dtype
+from landscape.runtime.memory import parse_bytes
+from landscape.settings import in_words
 from landscape.slices.directions.direction import parse_directions
 from landscape.slices.metrics import METRICS
 
@@ -17,6 +20,24 @@ from landscape.slices.metrics import METRICS
 SHORTEST, LONGEST, MOST_CELLS = 1e-12, 1e12, 10**7
 LINE, PLANE = (51,), (41, 41)
 BATCHNORM = ("fixed", "recalibrate")
+
+
+def numbers(text: str | None, option: str, kind: type[int] | type[float]) -> tuple[Any, ...] | None:
+    """ "41x21" as (41, 21). Raises UsageError for anything else."""
+    if text is None:
+        return None
+    try:
+        return tuple(kind(part) for part in text.lower().split("x"))
+    except ValueError as error:
+        example = "51 or 41x41" if kind is int else "1 or 1x0.5"
+        raise UsageError(
+            f"{option} {text!r} is not a number, or two joined with x", f"such as {option} {example}"
+        ) from error
+
+
+def metrics_of(texts: Sequence[str]) -> tuple[str, ...]:
+    """Names of metrics, one or several with commas each, in the letters of the command line or of results."""
+    return tuple(m.strip().replace("-", "_") for text in texts for m in text.split(",") if m.strip())
 
 
 @dataclass(frozen=True)
@@ -34,17 +55,17 @@ class SliceSettings:
     """
 
     dirs: str = "random"
-    span: tuple[float, ...] | None = None
-    points: tuple[int, ...] | None = None
+    span: tuple[float, ...] | None = in_words(None, lambda text: numbers(text, "--span", float), (1.0, 0.5))
+    points: tuple[int, ...] | None = in_words(None, lambda text: numbers(text, "--points", int), (41, 41))
     repeat: int = 1
-    metrics: tuple[str, ...] = ()
+    metrics: tuple[str, ...] = in_words((), lambda text: metrics_of([text]), ("accuracy",))
     batchnorm: str = "fixed"
     samples: int | None = None
     seed: int = 0
     device: str = "auto"
     precision: str = "auto"
     batch_size: int | None = None
-    memory: int | None = None
+    memory: int | None = in_words(None, parse_bytes, "6GB")
 
     def __post_init__(self) -> None:
         for name in ("span", "points", "metrics"):  # one number, or one word, is as good as a tuple of one
@@ -105,19 +126,6 @@ class SliceSettings:
     def dtype(self, own: torch.dtype) -> torch.dtype:
         """The arithmetic of the cells, for a checkpoint's own."""
         return resolve_dtype(self.precision, own)
-
-
-def numbers(text: str | None, option: str, kind: type[int] | type[float]) -> tuple[Any, ...] | None:
-    """ "41x21" as (41, 21). Raises UsageError for anything else."""
-    if text is None:
-        return None
-    try:
-        return tuple(kind(part) for part in text.lower().split("x"))
-    except ValueError as error:
-        example = "51 or 41x41" if kind is int else "1 or 1x0.5"
-        raise UsageError(
-            f"{option} {text!r} is not a number, or two joined with x", f"such as {option} {example}"
-        ) from error
 
 
 def _joined(values: tuple[float, ...]) -> str:

@@ -56,17 +56,7 @@ def spectrum(
         ProblemError: the model, data or loss cannot be analysed. UsageError: a setting makes no sense.
         NumericalError: the loss or a product is NaN or Inf.
     """
-    return run_spectrum(
-        at_point(problem, point), keyword_settings(SpectrumSettings, _tidy(settings), "spectrum"), progress
-    )
-
-
-def _tidy(settings: dict[str, Any]) -> dict[str, Any]:
-    if isinstance(settings.get("params"), str):
-        settings["params"] = (settings["params"],)
-    if isinstance(settings.get("params"), list):
-        settings["params"] = tuple(settings["params"])
-    return settings
+    return run_spectrum(at_point(problem, point), keyword_settings(SpectrumSettings, settings, "spectrum"), progress)
 
 
 def run_spectrum(

@@ -9,6 +9,8 @@ from typing import Any
 
 from landscape.curvature.plan import OPERATORS
 from landscape.errors import UsageError
+from landscape.runtime.memory import parse_bytes
+from landscape.settings import in_words
 
 # Cheaper arithmetic for products.
 LOWERED = ("tf32", "bf16")
@@ -17,6 +19,11 @@ TRACE_PRODUCTS = 64
 # Of the second look for copies, where no density does its work.
 LOOK_PRODUCTS = 20
 # Called as (stage, done, total).
+
+
+def names_of(params: Sequence[str]) -> tuple[str, ...]:
+    """Patterns of one or several comma-separated --params options."""
+    return tuple(p.strip() for text in params for p in text.split(",") if p.strip())
 
 
 @dataclass(frozen=True)
@@ -56,7 +63,7 @@ class SpectrumSettings:
     steps: int = 80
     max_products: int | None = None
     exact: bool | None = None
-    params: tuple[str, ...] = ()
+    params: tuple[str, ...] = in_words((), lambda text: names_of([text]), ("encoder.*",))
     by_layer: bool = False
     vectors: bool = False
     samples: int | None = None
@@ -66,7 +73,7 @@ class SpectrumSettings:
     batch_size: int | None = None
     block: int | None = None
     strategy: str = "auto"
-    memory: int | None = None
+    memory: int | None = in_words(None, parse_bytes, "6GB")
 
     def __post_init__(self) -> None:
         if self.operator not in OPERATORS:
@@ -111,8 +118,3 @@ class SpectrumSettings:
             + (self.probes * self.steps if self.density else self.probes + LOOK_PRODUCTS)
         )
         return guess if self.max_products is None else min(guess, self.max_products)
-
-
-def names_of(params: Sequence[str]) -> tuple[str, ...]:
-    """Patterns of one or several comma-separated --params options."""
-    return tuple(p.strip() for text in params for p in text.split(",") if p.strip())

@@ -6,9 +6,26 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from landscape.errors import UsageError
+from landscape.runtime.memory import parse_bytes
+from landscape.settings import in_words
+from landscape.widening.networks import shares_of
 
 # Shares that are tried when none are given: inside (0, 1), where n_neg(B) is added, and outside, where n_pos(B) is.
 SHARES = ((-0.7, 1.7), (0.3, 0.7), (0.5, 0.5), (1.8, -0.8))
+
+
+def neurons_of(text: str) -> tuple[int, ...]:
+    """ "0,3" as (0, 3).
+
+    Raises:
+        UsageError: not numbers.
+    """
+    try:
+        return tuple(int(part) for part in text.split(","))
+    except ValueError as error:
+        raise UsageError(
+            f"--split {text!r} is not a number, or several with commas", "such as neurons=(0, 3)"
+        ) from error
 
 
 @dataclass(frozen=True)
@@ -28,8 +45,8 @@ class WidenSettings:
 
     layer: str = ""
     following: str | None = None
-    neurons: tuple[int, ...] = ()
-    shares: tuple[tuple[float, ...], ...] = SHARES
+    neurons: tuple[int, ...] = in_words((), neurons_of, (0, 3))
+    shares: tuple[tuple[float, ...], ...] = in_words(SHARES, lambda text: (shares_of(text),), ((0.5, 0.5),))
     follow: bool = False
     controls: int = 0
     smooth: float | None = None
@@ -38,7 +55,7 @@ class WidenSettings:
     samples: int | None = None
     seed: int = 0
     device: str = "auto"
-    memory: int | None = None
+    memory: int | None = in_words(None, parse_bytes, "6GB")
 
     def __post_init__(self) -> None:
         if not self.layer:
