@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -14,7 +15,7 @@ from torch.utils.data import DataLoader, TensorDataset, WeightedRandomSampler
 
 from landscape.errors import LandscapeError, NumericalError, ProblemError, UsageError
 from landscape.problem.objective import build_objective
-from landscape.problem.problem import LOSSES, Problem
+from landscape.problem.problem import LOSSES, Problem, at_point
 
 
 def model() -> nn.Module:
@@ -124,6 +125,8 @@ REFUSED: dict[str, tuple[type[LandscapeError], str, Callable[[], Any]]] = {
         lambda: Problem(model(), (torch.zeros(9, 5), data()[1]), "cross_entropy"),
     ),
     "not batches": (ProblemError, "needs batches", lambda: Problem(model(), [data()[0]], "cross_entropy")),
+    "lazy": (ProblemError, "no memory yet", lambda: Problem(nn.Sequential(nn.LazyLinear(3)), data(), "mse")),
+    "meta": (ProblemError, "no memory yet", lambda: Problem(model().to("meta"), data(), "mse")),
     "DDP": (
         ProblemError,
         "DistributedDataParallel",
@@ -138,6 +141,7 @@ REFUSED: dict[str, tuple[type[LandscapeError], str, Callable[[], Any]]] = {
     "loss type": (ProblemError, "not a name or a function", lambda: Problem(model(), data(), 3)),
     "data type": (ProblemError, "the data is a int", lambda: Problem(model(), 3, "mse")),
     "weight decay": (ProblemError, "weight_decay", lambda: Problem(model(), data(), "mse", weight_decay=-1.0)),
+    "text weight decay": (ProblemError, "weight_decay", lambda: Problem(model(), data(), "mse", weight_decay="1e-3")),
     "NaN weight decay": (
         ProblemError,
         "weight_decay",
@@ -152,8 +156,18 @@ def test_refusals_say_why(case: str) -> None:
     with pytest.raises(kind) as caught:
         build_objective(build())
     assert words in caught.value.message
-    if case not in ("weight decay", "NaN weight decay"):
+    if "weight decay" not in case:
         assert caught.value.hint
+
+
+def test_points_are_vectors_of_any_library_or_state_dicts() -> None:
+    problem = Problem(nn.Linear(2, 1), (torch.ones(3, 2), torch.ones(3, 1)), "mse")
+    there = at_point(problem, np.array([1.0, 2.0, 3.0]))  # type: ignore[arg-type]
+    assert there.model.bias.item() == 3.0  # type: ignore[union-attr, operator]
+    assert at_point(problem, there.model.state_dict()).model.weight.tolist() == [[1.0, 2.0]]  # type: ignore[union-attr]
+    for point in ([1.0, 2.0, 3.0], "final.pt"):
+        with pytest.raises(UsageError, match=f"the point is a {type(point).__name__}"):
+            at_point(problem, point)  # type: ignore[arg-type]
 
 
 @pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")

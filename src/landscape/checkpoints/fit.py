@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from landscape.checkpoints.weights import COUNTER, require_finite
 from landscape.errors import CheckpointError
+from landscape.problem.parameters import without_memory
 
 if TYPE_CHECKING:
     from landscape.checkpoints.checkpoint import Checkpoint
@@ -96,12 +97,8 @@ class _Match:
 
 def _targets(model: nn.Module) -> dict[str, Tensor]:
     """The parameters and saved buffers of a model by name, ties under each of their names."""
-    for name, tensor in (*model.named_parameters(), *model.named_buffers()):
-        if torch.nn.parameter.is_lazy(tensor) or tensor.is_meta:
-            raise CheckpointError(
-                f"the model's tensor {name!r} has no memory yet (a lazy module, or the meta device)",
-                "call the model once on a sample, and build it on the CPU, before you return it",
-            )
+    if (empty := without_memory(model)) is not None:
+        raise CheckpointError(*empty)
     own = dict(model.named_parameters(remove_duplicate=False)) | dict(model.named_buffers(remove_duplicate=False))
     identities = {id(tensor) for tensor in own.values()}
     found: dict[str, Tensor] = {}

@@ -52,6 +52,17 @@ def trainable(model: nn.Module) -> dict[str, nn.Parameter]:
     return {name: p for name, p in model.named_parameters() if p.requires_grad}
 
 
+def without_memory(model: nn.Module) -> tuple[str, str] | None:
+    """What is wrong with a model that has tensors without numbers, and what to do; None where all have some."""
+    for name, tensor in (*model.named_parameters(), *model.named_buffers()):
+        if torch.nn.parameter.is_lazy(tensor) or tensor.is_meta:
+            return (
+                f"the model's tensor {name!r} has no memory yet (a lazy module, or the meta device)",
+                "call the model once on a sample, and build it on the CPU, before you make a Problem of it",
+            )
+    return None
+
+
 def layout_of(parameters: Mapping[str, Tensor]) -> Layout:
     """The layout of named tensors in their own order."""
     return Layout(tuple(parameters), tuple(p.shape for p in parameters.values()))

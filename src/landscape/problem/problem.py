@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from landscape.errors import ProblemError, UsageError
 from landscape.problem.batchnorm import BATCHNORM, batchnorm_statistics
 from landscape.problem.copies import copied, is_compiled
-from landscape.problem.parameters import trainable
+from landscape.problem.parameters import trainable, without_memory
 
 # Numbers of a vector register, and outputs from which on turning them pays (measured, float32 with AVX-512).
 ROW, WORTH_TURNING = 16, 2048
@@ -72,8 +72,9 @@ class Problem:
                 f"the loss is a {type(self.loss).__name__}, not a name or a function",
                 "pass loss(model, batch) -> (sum, count)",
             )
-        if not self.weight_decay >= 0:
-            raise ProblemError(f"weight_decay is {self.weight_decay}; it must be zero or positive")
+        decay: Any = self.weight_decay
+        if isinstance(decay, str) or not decay >= 0:
+            raise ProblemError(f"weight_decay is {decay!r}; it must be a number, zero or positive")
         if self.batchnorm not in BATCHNORM:
             raise ProblemError(f"batchnorm is {self.batchnorm!r}", f"choose one of {', '.join(BATCHNORM)}")
 
@@ -112,6 +113,8 @@ def _check_model(model: object) -> None:
             f"the model is wrapped in {type(model).__name__}, through which Hessian products are silently wrong",
             "pass model.module",
         )
+    if (empty := without_memory(model)) is not None:
+        raise ProblemError(*empty)
     if not any(p.requires_grad for p in model.parameters()):
         raise ProblemError(
             "the model has no trainable parameters",
@@ -160,6 +163,10 @@ def at_point(problem: Problem, point: Tensor | Mapping[str, Tensor] | None) -> P
     if point is None:
         return problem
     model = copied(problem.model)
+    if type(point).__module__ == "numpy":
+        point = torch.as_tensor(point)
+    if not isinstance(point, Tensor | Mapping):
+        raise UsageError(f"the point is a {type(point).__name__}", "give a flat vector of parameters, or a state_dict")
     if isinstance(point, Tensor):
         parameters = list(trainable(model).values())
         total = sum(p.numel() for p in parameters)
