@@ -311,6 +311,42 @@ def test_joined_random_directions_differ_and_parallel_ones_are_refused() -> None
         make_directions(parse_directions("gradient+gradient"), Around(objective), None)
 
 
+class Vectors(nn.Module):
+    """Parameters of one axis or none, some of which are zero; biases among them."""
+
+    def __init__(self, sizes: list[int], zero: list[bool], biases: list[bool]) -> None:
+        super().__init__()
+        for number, (size, empty, bias) in enumerate(zip(sizes, zero, biases, strict=True)):
+            values = torch.zeros(size) if empty else torch.arange(1.0, size + 1)
+            self.register_parameter(f"{'bias_' if bias else 'p'}{number}", nn.Parameter(values.squeeze()))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * sum(p.exp().sum() for p in self.parameters())
+
+
+@settings(deadline=None, max_examples=40)
+@given(st.data())
+def test_a_refused_random_plane_has_a_hint_that_works(draw: st.DataObject) -> None:
+    """Networks of few numbers, many of them zero or ignored: whenever two of them can span a plane, the hint does."""
+    tensors = draw.draw(st.integers(1, 3))
+    flags = st.lists(st.booleans(), min_size=tensors, max_size=tensors)
+    sizes = draw.draw(st.lists(st.integers(1, 3), min_size=tensors, max_size=tensors))
+    model = Vectors(sizes, draw.draw(flags), draw.draw(flags))
+    around = Around(build_objective(Problem(model, (torch.ones(2, 1), torch.ones(2, 1)), "mse")))
+    typed = draw.draw(st.sampled_from(["random", "random:seed=3", "random:norm=layer", "random+random"]))
+    try:
+        assert len(make_directions(parse_directions(typed), around, 2)) == 2
+    except UsageError as refused:
+        hint = refused.hint or ""
+        if sum(sizes) == 1:
+            line = hint.partition("--dirs ")[2].removesuffix(" --points 51")
+            assert len(make_directions(parse_directions(line), around, 1)) == 1
+            return
+        written = hint.partition("write --dirs ")[2]
+        assert set(typed.partition(":")[2].split(",")) - set(written.partition(":")[2].split(",")) <= {"", "norm=layer"}
+        assert len(make_directions(parse_directions(written), around, 2)) == 2
+
+
 def test_stored_eigenvectors_of_another_loss_are_not_taken() -> None:
     objective = small()
     n = objective.layout.total
