@@ -209,6 +209,13 @@ USER_MISTAKES: dict[str, tuple[str, str, type[LandscapeError], str]] = {
     "no function": ("def probelm():\n    pass\n", "", UsageError, "has no function 'problem'; it has probelm"),
     "empty": ("", "", UsageError, "it defines no function"),
     "other function": ("def a():\n    pass\n", ":b", UsageError, "has no function 'b'"),
+    "constant": ("x = 3\n", ":x", UsageError, r"'x' of .* is a int, not a function"),
+    "module": (
+        "from torch import nn\nx = nn.Linear(2, 2)\n",
+        ":x",
+        UsageError,
+        r"'x' of .* is a Linear, not a function",
+    ),
     "needs more": ("def problem(depth):\n    pass\n", "", UsageError, r"problem\(\) needs depth"),
     "bad problem": (
         "from torch import nn\nfrom landscape import Problem\ndef problem():\n"
@@ -229,6 +236,22 @@ def test_mistakes_in_the_users_file_are_shown_where_they_are(tmp_path: Path, mis
     assert type(caught.value) is kind
     assert "\n" not in caught.value.message
     assert str(tmp_path) not in sys.path
+
+
+@pytest.mark.parametrize("name", ["const", "problem"])
+def test_a_problem_in_place_of_its_function_has_a_hint_that_works(tmp_path: Path, name: str) -> None:
+    made = "Problem(nn.Linear(2, 1), (torch.ones(3, 2), torch.ones(3, 1)), 'mse')"
+    text = f"import torch\nfrom torch import nn\nfrom landscape import Problem\ndef data(): pass\n{name} = {made}\n"
+    file = write(tmp_path, text)
+    torch.save(torch.nn.Linear(2, 1).state_dict(), tmp_path / "c.pt")
+    with pytest.raises(
+        UsageError, match=f"'{name}' of .* is a Problem, not a function that returns a Problem"
+    ) as refused:
+        load_problem(tmp_path / "c.pt", f"{file}:{name}")
+    function, _, written = (refused.value.hint or "").partition(", and write --problem ")
+    function = function.partition(", ")[2].replace("Problem(model, data, loss)", made)
+    write(tmp_path, f"{text}\n{function}\n")
+    assert load_problem(tmp_path / "c.pt", written).problem.loss == "mse"
 
 
 def test_settings_that_do_not_fit_are_usage_errors(sweep: list[Path]) -> None:

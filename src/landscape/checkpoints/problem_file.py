@@ -17,6 +17,8 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
+from torch import nn
+
 from landscape.checkpoints.arguments import Unconvertible, converted, kinds_of
 from landscape.errors import LandscapeError, ProblemError, UsageError
 from landscape.problem.problem import Problem
@@ -148,15 +150,23 @@ def _import(place: str) -> tuple[types.ModuleType, Path]:
 
 
 def _function(module: types.ModuleType, name: str, place: str) -> Callable[..., Any]:
-    function: Callable[..., Any] | None = getattr(module, name, None)
-    if callable(function):
+    found: Any = getattr(module, name, None)
+    if found is not None and (not callable(found) or isinstance(found, nn.Module)):
+        free = next(n for n in (DEFAULT_FUNCTION, f"make_{name}", f"make_{name}_") if not hasattr(module, n))
+        raise UsageError(
+            f"--problem: {name!r} of {place} is a {type(found).__name__}, not a function that returns a Problem",
+            f"build it within a function, def {free}(): return Problem(model, data, loss), and write "
+            f"--problem {place}:{free}",
+        )
+    if callable(found):
+        function: Callable[..., Any] = found
         return function
     own = [n for n, v in vars(module).items() if inspect.isfunction(v) and v.__module__ == module.__name__]
     near = difflib.get_close_matches(name, own, n=1)
     functions = f"it has {', '.join(own[:8])}" if own else "it defines no function"
     raise UsageError(
         f"--problem: {place} has no function {name!r}; {functions}",
-        f"write --problem {place}:{(near or own or ['function'])[0]}",
+        f"write --problem {place}:{(near or [n for n in own if n == DEFAULT_FUNCTION] or own or ['function'])[0]}",
     )
 
 
