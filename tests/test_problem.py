@@ -160,6 +160,20 @@ def test_refusals_say_why(case: str) -> None:
         assert caught.value.hint
 
 
+def test_a_list_of_inputs_and_targets_is_told_from_batches() -> None:
+    inputs, targets = data()
+    with pytest.raises(ProblemError, match="a list of two tensors") as refused:
+        Problem(model(), [inputs, targets], "cross_entropy")
+    for text in str(refused.value.hint).split("data=")[1:]:
+        made = eval(text.partition(", or")[0], {"inputs": inputs, "targets": targets})
+        assert build_objective(Problem(model(), made, "cross_entropy")).count == 9
+    # A loss of one's own may well have such batches.
+    own = Problem(model(), [inputs, inputs], lambda m, batch: (m(batch).square().sum(), len(batch)))
+    assert build_objective(own).count == 18
+    with pytest.raises(ProblemError, match="needs batches"):
+        build_objective(Problem(model(), [inputs, inputs[:4]], "mse"))
+
+
 def test_points_are_vectors_of_any_library_or_state_dicts() -> None:
     problem = Problem(nn.Linear(2, 1), (torch.ones(3, 2), torch.ones(3, 1)), "mse")
     there = at_point(problem, np.array([1.0, 2.0, 3.0]))  # type: ignore[arg-type]

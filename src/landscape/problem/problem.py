@@ -52,7 +52,7 @@ class Problem:
         while is_compiled(self.model):  # second derivatives need plain PyTorch; the original shares all its tensors
             object.__setattr__(self, "model", self.model._orig_mod)
         _check_model(self.model)
-        _check_data(self.data)
+        _check_data(self.data, own_loss=not isinstance(self.loss, str))
         if isinstance(self.loss, str):
             if self.loss not in LOSSES:
                 raise ProblemError(
@@ -122,7 +122,7 @@ def _check_model(model: object) -> None:
         )
 
 
-def _check_data(data: object) -> None:
+def _check_data(data: object, own_loss: bool) -> None:
     if isinstance(data, Iterator):
         raise ProblemError(
             "the data is a one-shot iterator (a generator, perhaps): a second pass would find it empty",
@@ -135,6 +135,11 @@ def _check_data(data: object) -> None:
         )
     if isinstance(data, torch.utils.data.DataLoader):
         _check_loader(data)
+    if isinstance(data, list) and not own_loss and is_pair(tuple(data)) and data[0].shape[:1] == data[1].shape[:1]:
+        raise ProblemError(
+            "the data is a list of two tensors, which is one of two batches; a built-in loss needs (inputs, targets)",
+            "give them as a tuple, data=(inputs, targets), or as a list of one batch, data=[(inputs, targets)]",
+        )
 
 
 def _check_loader(loader: torch.utils.data.DataLoader[Any]) -> None:
