@@ -42,6 +42,28 @@ def test_the_usual_key_wins_and_what_is_passed_over_is_said(tmp_path: Path) -> N
     assert "--key state_dict_ema" in (caught.value.hint or "")
 
 
+def test_no_set_that_is_there_twice_is_passed_over_unsaid(tmp_path: Path) -> None:
+    """Files of several sets under random names, some the same object: every other one is named, and --key takes it."""
+    seed = random.randrange(10**6)
+    rng = random.Random(seed)
+    path = tmp_path / "c.pt"
+    for _ in range(20):
+        objects = [state(number) for number in range(1, 4)]
+        names = rng.sample(["swa_state_dict", "best_state_dict", "ema", "last", "average"], rng.randrange(2, 6))
+        file = {"state_dict": objects[0], **{name: rng.choice(objects) for name in names}}
+        torch.save(dict(rng.sample(list(file.items()), len(file))), path)
+        found = read_checkpoint(path)
+        assert number_of(found.state) == 1, seed
+        assert set(found.others) == {name for name in names if file[name] is not objects[0]}, seed
+        for name in found.others:
+            assert f"'{name}'" in found.notes[0], seed
+        for name in names:
+            assert number_of(read_checkpoint(path, key=name).state) == float(file[name]["0.bias"][0]), seed
+    same = state(1)
+    torch.save({"first": same, "second": same}, path)
+    assert number_of(read_checkpoint(path).state) == 1
+
+
 def test_parts_of_one_network_and_names_that_begin_alike(tmp_path: Path) -> None:
     path = tmp_path / "c.pt"
     torch.save({"encoder": state(1), "decoder": state(2), "optimizer": {"state": {}, "param_groups": []}}, path)

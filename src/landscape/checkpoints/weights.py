@@ -36,6 +36,7 @@ _HALF = (torch.float16, torch.bfloat16)
 _DEEPEST, _MOST = 6, 200
 _Path = tuple[str, ...]
 _Sets = dict[_Path, Mapping[str, Any]]
+_Seen = dict[int, tuple[Mapping[Any, Any], list[_Path]]]  # by identity: a mapping, and where it is met again
 
 
 @dataclass(frozen=True)
@@ -71,18 +72,21 @@ def find_weights(path: Path, loaded: Any, key: str | None = None) -> Found:
         return Found("state_dict", state, ("the weights are those of a pickled model, none of whose code was run",))
     if not isinstance(loaded, Mapping):
         raise CheckpointError(*_unnamed(path, loaded))
-    sets = weight_sets(loaded)
+    sets, twins = _sets_and_twins(loaded)
     if not sets:
         raise CheckpointError(*_no_weights(path, loaded))
     kind = "lightning" if "pytorch-lightning_version" in loaded else "state_dict"
     config = _settings(loaded)
     if key is not None:
-        return Found(kind, _keyed(path, loaded, sets, key), (f"the weights are those of --key {key}",), (), config)
+        state = _keyed(path, loaded, sets | twins, key)
+        return Found(kind, state, (f"the weights are those of --key {key}",), (), config)
     chosen = _likeliest(sets)
     if chosen is None:
         raise CheckpointError(*_several(path, sets))
     others = tuple(".".join(place) for place in sets if place[: len(chosen)] != chosen)
     state = sets[chosen] if chosen in sets else _joined(sets, chosen)
+    own = {id(taken) for place, taken in sets.items() if place[: len(chosen)] == chosen}
+    others += tuple(".".join(place) for place, twin in twins.items() if id(twin) not in own)
     notes: tuple[str, ...] = ()
     if others:
         named = ", ".join(repr(other) for other in others[:6]) + (" and more" if len(others) > 6 else "")
@@ -102,8 +106,18 @@ def select(path: Path, state: Mapping[str, Any], key: str | None) -> Mapping[str
 
 def weight_sets(loaded: Mapping[Any, Any]) -> _Sets:
     """Every mapping in a file that holds weights, by the keys that lead to it; optimizers and settings are left out."""
+    return _sets_and_twins(loaded)[0]
+
+
+def _sets_and_twins(loaded: Mapping[Any, Any]) -> tuple[_Sets, _Sets]:
+    """`weight_sets`, and where else in the file the same mappings are: of one saved as last and best, the second."""
     found: _Sets = {}
-    _walk(loaded, (), found, set())
+    seen: _Seen = {}
+    _walk(loaded, (), found, seen)
+    homes = [sorted((place, *seen[id(state)][1]), key=_rank) for place, state in found.items()]
+    states = list(found.values())
+    found = {places[0]: state for places, state in zip(homes, states, strict=True)}
+    twins = {place: state for places, state in zip(homes, states, strict=True) for place in places[1:]}
     if not found:  # nothing but scalars: a network of such, perhaps
         places: _Sets = {}
         places[()] = loaded
@@ -112,14 +126,17 @@ def weight_sets(loaded: Mapping[Any, Any]) -> _Sets:
                 places[(key,)] = loaded[key]
         for place, inner in places.items():
             if any(isinstance(v, Tensor) and (v.is_floating_point() or v.is_quantized) for v in inner.values()):
-                return {place: inner}
-    return found
+                return {place: inner}, {}
+    return found, twins
 
 
-def _walk(value: Mapping[Any, Any], place: _Path, found: _Sets, seen: set[int]) -> None:
-    if "param_groups" in value or len(place) > _DEEPEST or len(found) > _MOST or id(value) in seen:
+def _walk(value: Mapping[Any, Any], place: _Path, found: _Sets, seen: _Seen) -> None:
+    if "param_groups" in value or len(place) > _DEEPEST or len(found) > _MOST:
         return
-    seen.add(id(value))  # once: a few bytes may name the same mapping again and again
+    if id(value) in seen:  # once: a few bytes may name the same mapping again and again
+        seen[id(value)][1].append(place)
+        return
+    seen[id(value)] = value, []
     below: _Sets = {}
     for key, inner in value.items():
         if isinstance(key, str) and key not in SETTINGS:
@@ -152,8 +169,15 @@ def _likeliest(sets: _Sets) -> _Path | None:
     if len(sets) == 1:
         return next(iter(sets))
     usual = {place[:n] for place in sets for n in range(len(place) + 1) if all(k in CONTAINERS for k in place[:n])}
-    ranked = sorted(usual - {()} | (usual & set(sets)), key=lambda p: (len(p), [CONTAINERS.index(k) for k in p]))
+    ranked = sorted(usual - {()} | (usual & set(sets)), key=_rank)
     return next((p for p in ranked if p in sets), ranked[0] if ranked else None)
+
+
+def _rank(place: _Path) -> tuple[bool, int, list[int]]:
+    """Smaller for likelier places of the weights; equal for all that are unusual."""
+    if not all(key in CONTAINERS for key in place):
+        return True, 0, []
+    return False, len(place), [CONTAINERS.index(key) for key in place]
 
 
 def _joined(sets: _Sets, place: _Path) -> dict[str, Any]:
