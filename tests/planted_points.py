@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from landscape import descend
 from landscape.points.certificate import Certificate, from_dict
@@ -295,6 +296,49 @@ def padded(rng: np.random.Generator) -> Planted:
     return Planted(Problem(model, (x, y), "mse"), ("minimum",))
 
 
+# Functions with a corner or a step away from 0, and where it is.
+EDGES: dict[str, tuple[float, Callable[[Tensor], Tensor]]] = {
+    "clamp": (1.0, lambda z: z.clamp(-1, 1)),
+    "clamp below": (-0.75, lambda z: z.clamp(min=-0.75)),
+    "hardtanh": (1.0, lambda z: F.hardtanh(z, -3.0)),
+    "relu6": (6.0, F.relu6),
+    "maximum": (1.5, lambda z: torch.maximum(z, torch.full_like(z, 1.5))),
+    "minimum of two": (3.0, lambda z: torch.minimum(z, 6 - z)),
+    "hardswish": (3.0, F.hardswish),
+    "hardswish below": (-3.0, F.hardswish),
+    "threshold": (1.25, lambda z: F.threshold(z, 1.25, 1.25)),
+    "softshrink": (-0.5, F.softshrink),
+    "hardshrink": (0.5, F.hardshrink),
+    "floor": (2.0, torch.floor),
+    "hinge": (1.0, lambda z: torch.relu(1 - z)),
+    "absolute error": (1.0, lambda z: (z - 1).abs()),
+    "where": (2.0, lambda z: torch.where(z > 2, 2 * z - 2, z)),
+    "branch": (1.0, lambda z: z if float(z.detach()) > 1 else 2 * z - 1),
+}
+
+
+def edge(rng: np.random.Generator) -> Planted:
+    """± K(w) at its corner, with autograd's slope, that of a side or none taken out, in a steep enough parabola."""
+    place, corner = EDGES[str(rng.choice(list(EDGES)))]
+    sign, a, h = float(rng.choice([-1.0, 1.0])), decades(rng, 6), 2.0**-20
+    beside = torch.tensor(place + float(rng.choice([-h, 0.0, h])), dtype=torch.float64, requires_grad=True)
+    (taken,) = torch.autograd.grad(corner(beside), beside, materialize_grads=True)
+    taken = taken * float(rng.choice([0.0, 1.0]))
+
+    def function(t: Tensor) -> Tensor:
+        w, rest = t[0], t[1:]
+        return a * (sign * (corner(w) - taken.to(t) * w) + 10 * (w - place).square() + rest.square().sum())
+
+    theta = torch.zeros(int(rng.integers(1, 5)), dtype=torch.float64)
+    theta[0] = place
+    here, steps = float(function(theta)), torch.tensor([h, -h], dtype=torch.float64)
+    slopes = [(float(function(theta + h * torch.eye(len(theta))[0] * s)) - here) / (a * h) for s in steps.sign()]
+    if min(slopes) > -1e-3:
+        return Planted(surface(function, theta), ("degenerate", "minimum"))
+    theta[0] *= 1 + EPS * int(rng.integers(-1, 2)) * (min(slopes) > -1e3)  # a step's own side may hold a minimum
+    return Planted(surface(function, theta), ("not stationary",))
+
+
 KINDS: dict[str, Callable[[np.random.Generator], Planted]] = {
     "minimum": minimum,
     "saddle": saddle,
@@ -310,6 +354,7 @@ KINDS: dict[str, Callable[[np.random.Generator], Planted]] = {
     "idle neuron": idle_neuron,
     "zero network": zero_network,
     "padded": padded,
+    "edge": edge,
 }
 CRITICAL = ("minimum", "saddle", "degenerate", "linear network", "regression", "softmax")
 STRANGE = tuple(k for k in KINDS if k not in CRITICAL)

@@ -52,6 +52,7 @@ def at(value: float) -> dict[str, Interval]:
 
 FALLING = {"vanishing": True, "gradient_norm": 1e-3, "gradient_pull": 1e-3, "gradient_inf": 1e-3}
 PAIR = Pair("0", 1, 2, 0.01, 50.0)
+FALLS = Kinks(1, "clamp", -1.0, math.nan, 1.0)
 CASES: dict[str, tuple[dict[str, object], str]] = {
     "all eigenvalues positive": ({}, "minimum"),
     "a negative one": (at(-0.1), "saddle"),
@@ -99,6 +100,10 @@ CASES: dict[str, tuple[dict[str, object], str]] = {
     "a kink whose other side autograd takes": (
         {"gradient_norm": 1.0, "gradient_pull": 1.0, "kinks": Kinks(3, "relu", 0.1, math.nan, 1.0)},
         "degenerate",
+    ),
+    "a gradient in the kernel of H, at a kink": (
+        {"gradient_norm": 1.0, "gradient_inf": 1.0, "gradient_pull": 1.0, "flatness": 0.0, "kinks": FALLS},
+        "not stationary",
     ),
     "Lanczos, nothing excluded": (
         {"exact": False, "lambda_min_beyond": Interval(0.1, -math.inf, 0.1), "lambda_min": Interval(0.1, -1.0, 0.1)},

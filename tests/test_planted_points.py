@@ -19,7 +19,8 @@ from landscape.points.kinks import corners, piecewise
 from landscape.problem.objective import build_objective
 from landscape.problem.problem import Problem
 from landscape.stack.build import build_stack
-from planted_points import CRITICAL, KINDS, fault, planted
+from planted_points import CRITICAL, EDGES, KINDS, fault, planted
+from surfaces import surface
 
 # Descents take longer than points.
 DESCENTS = ("softmax", "separable")
@@ -27,7 +28,7 @@ DESCENTS = ("softmax", "separable")
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_no_verdict_is_false(kind: str) -> None:
-    number = 3 if kind in DESCENTS else 16 if kind in CRITICAL else 8
+    number = 3 if kind in DESCENTS else 24 if kind == "edge" else 16 if kind in CRITICAL else 8
     faults = [f for f in (fault(kind, seed) for seed in range(number)) if f]
     assert not faults, faults
 
@@ -145,6 +146,17 @@ def test_rounding_of_certain_probabilities_is_no_negative_curvature(name: str) -
         made = certify_stack(stack, theta)[0]
         assert made.verdict != "saddle", f"seed {seed}: {made.reason}"
         assert made.lambda_min.high >= 0, f"seed {seed}: {made.lambda_min}"
+
+
+@pytest.mark.parametrize("edge", [1.0, 1 + 2.0**-52, 1 - 2.0**-53])
+@pytest.mark.parametrize("name", ["clamp", "hinge", "branch"])
+def test_large_networks_see_corners_away_from_zero(name: str, edge: float) -> None:
+    corner, sign = EDGES[name][1], -1 if name == "hinge" else 1
+    theta = torch.tensor([edge, 0.0], dtype=torch.float64)
+    problem = surface(lambda t: sign * corner(t[0]) + 10 * (t[0] - 1) ** 2 + t[1] ** 2, theta)
+    made, _ = certify_large(build_objective(problem), loss_name=None, tau=1e-6)
+    assert made.verdict == "not stationary"
+    assert made.gradient_rounding < 1e-12
 
 
 @pytest.mark.parametrize("kind", ["idle neuron", "zero network", "concave kink"])

@@ -278,7 +278,7 @@ def _moving(c: Certificate) -> tuple[str, str]:
     else:
         share = c.gradient_norm / c.gradient_pull if c.gradient_pull else math.inf
         size = f"the gradient is {share:.1e} of what parts of the data pull, above {STATIONARY:.0e}"
-    if c.flatness < FLAT and c.gradient_inf > ABOVE_ROUNDING * c.gradient_rounding:
+    if c.flatness < FLAT and c.gradient_inf > ABOVE_ROUNDING * c.gradient_rounding and c.kinks is None:
         return (
             "gradient-flat",
             f"{size}, but H maps it to {c.flatness:.0e} of what it could be: no way further down ‖∇L‖",

@@ -13,7 +13,7 @@ from torch import Tensor
 from landscape.errors import ProblemError
 from landscape.points.certificate import TAU, TAUS, VANISHING, Certificate, Interval, Kinks, Pair, SecondHalf
 from landscape.points.gradient_scale import gradient_noise, part_gradients
-from landscape.points.kinks import Sides, corners, examine, piecewise
+from landscape.points.kinks import Sides, corners, examine, piecewise, unseen
 from landscape.problem.last_places import LastPlaces
 from landscape.problem.symmetries import Symmetries, neurons, symmetries_of, zero_modes
 from landscape.runtime.arithmetic import is_out_of_memory, strict_arithmetic
@@ -168,14 +168,14 @@ def certify_dense(
         symmetries = symmetries_of(stack.model, stack.layout, stack.loss_name)
     eigenvalues = hessians.values
     largest = eigenvalues.abs().amax(1)
-    columns, gradient, bound = _measured(stack, theta, hessians, rows, tau)
+    columns, gradient, jumps, bound = _measured(stack, theta, hessians, rows, tau)
     numbers = {name: column.tolist() for name, column in columns.items()}
     zeros = {t: (eigenvalues.abs() <= t * largest.unsqueeze(1)).sum(1).tolist() for t in TAUS}
     negative = (eigenvalues < -tau * largest.unsqueeze(1)).sum(1).tolist()
     lowest, bounds = eigenvalues[:, 0].tolist(), bound.tolist()
     pairs = _merging_pairs(stack, symmetries, theta)
     floors = loss_floor(stack, torch.arange(len(theta), device=theta.device) if rows is None else rows).tolist()
-    kinks = _kinks(stack, theta, hessians, gradient, rows, numbers)
+    kinks = _kinks(stack, theta, hessians, gradient, jumps.tolist(), rows, numbers)
     certificates = []
     place = torch.device("cpu") if stack.parameters <= ON_HOST else theta.device
     for i in range(len(theta)):
@@ -211,8 +211,9 @@ def certify_dense(
 
 def _measured(
     stack: Stack, theta: Tensor, hessians: DenseHessians, rows: Tensor | None, tau: float
-) -> tuple[dict[str, Tensor], Tensor, Tensor]:
-    """Numbers of certificates by name [A], gradients [A, P], and how far eigenvalues may be off [A]."""
+) -> tuple[dict[str, Tensor], Tensor, Tensor, Tensor]:
+    """Numbers of certificates by name [A], gradients [A, P], whether they jump [A], and how far eigenvalues may be
+    off [A]."""
     eps = torch.finfo(theta.dtype).eps
     value, gradient = stack.values_and_gradients(theta, rows)
     finite = hessians.finite & torch.isfinite(value)
@@ -226,20 +227,20 @@ def _measured(
     decrement = (slope.square() / eigenvalues.abs().clamp(min=1e-300) * beyond).sum(1).sqrt()
     norm = gradient.norm(dim=1)
     flat = (eigenvalues * slope).norm(dim=1) / (largest * norm).clamp(min=1e-300)
+    pull = part_gradients(stack, theta, rows)
+    noise, jumps = gradient_noise(stack, theta, gradient, pull, rows)
     columns = {
         "loss": value,
         "gradient_inf": gradient.abs().amax(1),
         "gradient_norm": norm,
-        "gradient_rounding": torch.maximum(
-            eps * largest * theta.norm(dim=1), gradient_noise(stack, theta, gradient, rows)
-        ),
-        "gradient_pull": part_gradients(stack, theta, rows),
+        "gradient_rounding": torch.maximum(eps * largest * theta.norm(dim=1), noise),
+        "gradient_pull": pull,
         "newton_decrement": decrement,
         "lambda_max": torch.where(finite, largest, torch.nan),
         "parameter_norm": theta.norm(dim=1),
         "flatness": flat,
     }
-    return columns, gradient, bound
+    return columns, gradient, jumps, bound
 
 
 def _cancelled(stack: Stack, theta: Tensor, hessians: DenseHessians, rows: Tensor | None) -> Tensor:
@@ -289,19 +290,21 @@ def _kinks(
     theta: Tensor,
     hessians: DenseHessians,
     gradient: Tensor,
+    jumps: list[bool],
     rows: Tensor | None,
     numbers: dict[str, list[float]],
 ) -> list[Kinks | None]:
-    """Of every member, its activations at corners; None where it has two derivatives."""
+    """Of every member, its activations at corners, seen or shown by a jump of ∇L; None where it has two derivatives."""
     index = list(range(len(theta))) if rows is None else rows.tolist()
     found: list[Kinks | None] = [None] * len(theta)
     leaves = [t.detach().requires_grad_() for t in theta]
-    if not piecewise(lambda: stack.member_sum(leaves[0], index[0], stack.batches[0])):
+    if not (any(jumps) or piecewise(lambda: stack.member_sum(leaves[0], index[0], stack.batches[0]))):
         return found
     for i, leaf in enumerate(leaves):
         if not (math.isfinite(numbers["loss"][i]) and math.isfinite(numbers["lambda_max"][i])):
             continue
         met = corners(stack.model, lambda: [stack.member_sum(leaf, index[i], b) for b in stack.batches])  # noqa: B023
+        met = met or unseen(jumps[i])
         found[i] = examine(met, _sides(stack, theta[i], index[i], hessians, i, gradient[i], numbers)) if met else None
     return found
 
@@ -324,7 +327,8 @@ def _sides(
         numbers["gradient_rounding"][i],
         lambda v: hessians.matrix[i] @ v,
         numbers["lambda_max"][i],
-        lambda points: stack.values_and_gradients(points, members(points))[1],
+        numbers["loss"][i],
+        lambda points: stack.values_and_gradients(points, members(points)),
         lambda points: stack.hessians(points, members(points)),
         hessians.vectors[i, :, 0],
     )

@@ -19,8 +19,8 @@ from landscape.linalg.lanczos import Extremes
 from landscape.optim.matrix_free import Ended, lbfgs, newton_krylov, newton_mr
 from landscape.points.certificate import VANISHING, Certificate, Interval, Kinks, SecondHalf
 from landscape.points.descent import Trajectory, Way
-from landscape.points.gradient_scale import part_gradients_of
-from landscape.points.kinks import Sides, corners, examine
+from landscape.points.gradient_scale import noise_and_jumps, part_gradients_of
+from landscape.points.kinks import Sides, corners, examine, unseen
 from landscape.problem.batches import rechunk
 from landscape.problem.objective import Objective, gradients
 from landscape.problem.symmetries import symmetries_of, zero_modes
@@ -156,7 +156,7 @@ def certify_large(
     exclusion bound, which holds with probability 1 − 1e-3 over the random start; and the pair of that eigenvalue.
     Products that are not symmetric beyond their error, which every bound includes, are a ProblemError."""
     value, gradient = objective.value_and_gradient()
-    n, eps = objective.layout.total, torch.finfo(objective.dtype).eps
+    n = objective.layout.total
     operator = CurvatureOperator(objective, memory=memory, expected_products=max_products)
 
     def tell(done: int, *_: int) -> None:
@@ -179,13 +179,11 @@ def certify_large(
     )
     largest = max(abs(float(found.ritz_values[0])), abs(float(found.ritz_values[-1])))
     noise = _noise(objective, loss_name, largest, seed, operator.plan.chunk)
-    lowest, before = (float(run.ritz_values[0]) for run in (found, first))
-    seen = found.unrestarted_steps, n, found.unrestarted_min, found.unrestarted_max
-    low = exclusion_bound(*seen, MISS_PROBABILITY, MIXED_IN)
-    interval = Interval(lowest, -math.inf if math.isnan(low) else low - noise, lowest + noise)
+    before, interval = float(first.ritz_values[0]), _excluding(found, n, noise)
     image = operator(gradient)
     pair = _pair(operator, first.bottom_vector[:, 0].contiguous())
-    rounding = max(eps * largest * float(objective.point().norm()), _gradient_noise(objective, gradient))
+    pull = part_gradients_of(objective)
+    rounding, jumps = _gradient_noise(objective, gradient, pull, largest)
     certificate = Certificate(
         dtype=str(objective.dtype).removeprefix("torch."),
         full_data=full_data,
@@ -195,7 +193,7 @@ def certify_large(
         gradient_inf=float(gradient.abs().max()),
         gradient_norm=float(gradient.norm()),
         gradient_rounding=rounding,
-        gradient_pull=part_gradients_of(objective),
+        gradient_pull=pull,
         vanishing=loss_name in VANISHING and not objective.weight_decay,
         newton_decrement=math.nan,
         lambda_min=Interval(before, min(interval.low, before - noise), before + noise) if explained else interval,
@@ -203,7 +201,7 @@ def certify_large(
         lambda_max=largest,
         negative=int((found.ritz_values < -tau * largest - noise).sum()),
         symmetries=explained,
-        kinks=_kinks(objective, operator.plan.chunk, gradient, rounding, largest, pair.vector),
+        kinks=_kinks(objective, operator.plan.chunk, jumps, value, gradient, rounding, largest, pair.vector),
         tau=tau,
         parameter_norm=float(objective.point().norm()),
         flatness=float(image.norm()) / max(largest * float(gradient.norm()), 1e-300),
@@ -212,6 +210,13 @@ def certify_large(
         products_needed=products_to_settle(n, found, tau),
     )
     return certificate.after(half or SecondHalf()), pair
+
+
+def _excluding(found: Extremes, n: int, noise: float) -> Interval:
+    """The lowest Ritz value of a run, and below which number no eigenvalue of the n lies."""
+    seen = found.unrestarted_steps, n, found.unrestarted_min, found.unrestarted_max
+    low, lowest = exclusion_bound(*seen, MISS_PROBABILITY, MIXED_IN), float(found.ritz_values[0])
+    return Interval(lowest, -math.inf if math.isnan(low) else low - noise, lowest + noise)
 
 
 def _noise(objective: Objective, loss_name: str | None, largest: float, seed: int, chunk: int) -> float:
@@ -275,36 +280,46 @@ def _saturation(objective: Objective, loss_name: str | None) -> float:
 
 
 def _kinks(
-    objective: Objective, chunk: int, gradient: Tensor, rounding: float, largest: float, lowest: Tensor
+    objective: Objective,
+    chunk: int,
+    jumps: bool,
+    value: float,
+    gradient: Tensor,
+    rounding: float,
+    largest: float,
+    lowest: Tensor,
 ) -> Kinks | None:
     """Activations at corners, looked for in chunks of so many samples; operators are spent afterwards, since the model
     moves."""
     batches = rechunk(objective.batches, max(1, chunk)) if objective.cuttable else objective.batches
-    met = corners(objective.model, lambda: [objective.batch_sum(b) for b in batches])
+    met = corners(objective.model, lambda: [objective.batch_sum(b) for b in batches]) or unseen(jumps)
     if not met:
         return None
     theta, operator = objective.point(), CurvatureOperator(objective, batch_size=chunk or None)
+    sides = Sides(theta, gradient, rounding, operator, largest, value, lambda p: _at(objective, p), lowest=lowest)
+    return examine(met, sides)
 
-    def gradients_at(points: Tensor) -> Tensor:
-        found = []
+
+def _at(objective: Objective, points: Tensor) -> tuple[Tensor, Tensor]:
+    """L [m] and ∇L [m, P] at points, from where θ goes back to where it was."""
+    theta, values, slopes = objective.point(), [], []
+    try:
         for point in points:
             move(objective, point)
-            found.append(objective.value_and_gradient()[1])
+            value, slope = objective.value_and_gradient()
+            values.append(value)
+            slopes.append(slope)
+    finally:
         move(objective, theta)
-        return torch.stack(found)
-
-    return examine(met, Sides(theta, gradient, rounding, operator, largest, gradients_at, lowest=lowest))
+    return torch.tensor(values, dtype=theta.dtype, device=theta.device), torch.stack(slopes)
 
 
-def _gradient_noise(objective: Objective, gradient: Tensor) -> float:
-    """As `gradient_scale.gradient_noise`."""
-    theta, eps = objective.point(), torch.finfo(objective.dtype).eps
-    generator = torch.Generator().manual_seed(0)
-    signs = 2 * torch.randint(2, theta.shape, generator=generator).to(theta) - 1
-    move(objective, theta * (1 + eps * signs))
-    shaken = objective.value_and_gradient()[1]
-    move(objective, theta)
-    return float((shaken - gradient).abs().max())
+def _gradient_noise(objective: Objective, gradient: Tensor, pull: float, largest: float) -> tuple[float, bool]:
+    """As `gradient_scale.gradient_noise`, and at least what the largest eigenvalue makes of the rounding of θ."""
+    theta, pulls = objective.point().unsqueeze(0), torch.tensor([pull], dtype=gradient.dtype, device=gradient.device)
+    noise, jumps = noise_and_jumps(lambda p, index: _at(objective, p)[1], theta, gradient.unsqueeze(0), pulls)
+    least = torch.finfo(theta.dtype).eps * largest * float(theta.norm())
+    return max(least, float(noise)), bool(jumps)
 
 
 def _floor(objective: Objective, loss_name: str | None) -> float:

@@ -6,7 +6,7 @@ of the data and of the parameters, and whatever constant is added to the loss.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from itertools import pairwise
 
@@ -23,8 +23,13 @@ from landscape.stack.stack import Stack
 PARTS = 16
 # Gradients of parts that add up to that of the whole, to this share of their sizes, are those of a sum over samples.
 ADDITIVE = 1e-6
-# Points a few units in the last place away, where the gradient is taken again.
-SHAKEN = 2
+# Points [m, P] and numbers of their members [m] -> ∇L there [m, P].
+Slopes = Callable[[Tensor, Tensor], Tensor]
+# Points a unit in the last place away, where the gradient is taken again; and, for jumps, so many units to both sides.
+SHAKEN, ASIDE = 2, 4.0
+# Rounding above this share of the pull would decide; where it is that many times what it is beside the point, at this
+# distance relative to ‖θ‖ along so many directions, the gradient jumps there.
+DECIDES, JUMP, BESIDE, DIRECTIONS = 1e-9, 100.0, 1e-6, 3
 
 
 def part_gradients(stack: Stack, theta: Tensor, rows: Tensor | None = None) -> Tensor:
@@ -137,13 +142,50 @@ def _sums_up(objective: Objective, pulled: float, total: Tensor, size: float) ->
     return float((whole - total).norm()) <= ADDITIVE * size
 
 
-def gradient_noise(stack: Stack, theta: Tensor, gradient: Tensor, rows: Tensor | None = None) -> Tensor:
-    """Rounding of max |∇L| [A], measured: how it changes with the last digits of θ."""
+def gradient_noise(
+    stack: Stack, theta: Tensor, gradient: Tensor, pull: Tensor, rows: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """Rounding of max |∇L| [A], measured: how it changes with the last digits of θ; and whether ∇L jumps there [A]."""
+    numbers = torch.arange(len(theta), device=theta.device) if rows is None else rows
+    return noise_and_jumps(
+        lambda points, index: stack.values_and_gradients(points, numbers[index])[1], theta, gradient, pull
+    )
+
+
+def noise_and_jumps(gradients_at: Slopes, theta: Tensor, gradient: Tensor, pull: Tensor) -> tuple[Tensor, Tensor]:
+    """As `gradient_noise`, from a function of points.
+
+    A jump, at a corner of a piecewise linear function, is no rounding: it is gone beside the corner.
+    """
     eps = torch.finfo(theta.dtype).eps
     generator = torch.Generator().manual_seed(0)
-    found = theta.new_zeros(len(theta))
+    everyone = torch.arange(len(theta), device=theta.device)
+    noise, signs = theta.new_zeros(len(theta)), theta.new_zeros(theta.shape[1:])
     for _ in range(SHAKEN):
         signs = 2 * torch.randint(2, theta.shape[1:], generator=generator).to(theta) - 1
-        shaken = stack.values_and_gradients(theta * (1 + eps * signs), rows)[1]
-        found = torch.maximum(found, (shaken - gradient).abs().amax(1))
-    return found
+        noise = torch.maximum(noise, _change(gradients_at, theta, gradient, everyone, eps * signs))
+    aside = noise
+    for step in (ASIDE * eps * signs, -ASIDE * eps * signs):
+        aside = torch.maximum(aside, _change(gradients_at, theta, gradient, everyone, step))
+    jumps = aside > DECIDES * pull
+    index = everyone[jumps]
+    if not len(index):
+        return noise, jumps
+    reach = BESIDE * torch.where(theta.any(1), theta.norm(dim=1), 1.0)[index].unsqueeze(1)
+    beside = []
+    for _ in range(DIRECTIONS):
+        drawn = torch.randn(theta.shape[1:], generator=generator, dtype=torch.float64).to(theta)
+        away = theta[index] + reach * drawn / drawn.norm()
+        there = gradients_at(away, index)
+        both = [_change(gradients_at, away, there, index, step * eps * signs) for step in (ASIDE, -ASIDE)]
+        beside.append(torch.maximum(*both))
+    usual = torch.stack(beside).median(0).values
+    jumps[index] = aside[index] > JUMP * usual
+    noise[index] = torch.where(jumps[index], torch.minimum(noise[index], usual), noise[index])
+    return noise, jumps
+
+
+def _change(gradients_at: Slopes, theta: Tensor, gradient: Tensor, index: Tensor, step: Tensor) -> Tensor:
+    """How far the entries of ∇L move where θ [A, P] of the members `index` [A] moves by shares `step` [P] of itself."""
+    moved: Tensor = (gradients_at(theta * (1 + step), index) - gradient).abs().amax(1)
+    return moved

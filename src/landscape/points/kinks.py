@@ -31,8 +31,8 @@ FOLLOWED = 2
 # Numbers of the Hessians of all sides together.
 MOST_NUMBERS = 8_000_000
 
-# Points [m, P] -> ∇L there [m, P]; -> ∇²L there [m, P, P].
-Gradients = Callable[[Tensor], Tensor]
+# Points [m, P] -> L [m] and ∇L [m, P] there; -> ∇²L there [m, P, P].
+Around = Callable[[Tensor], tuple[Tensor, Tensor]]
 Hessians = Callable[[Tensor], Tensor]
 
 
@@ -41,7 +41,8 @@ class Sides:
     """A loss around a point: θ [P], ∇L and rounding of its entries there, V [P, k] -> ∇²L V, and functions of points.
 
     Attributes:
-        largest: max |eigenvalue| of ∇²L. hessians: None where they are too large. lowest: unit eigenvector, if known.
+        largest: max |eigenvalue| of ∇²L. value: L(θ). around: L and ∇L at points. hessians: None where they are too
+            large. lowest: unit eigenvector, if known.
     """
 
     theta: Tensor
@@ -49,9 +50,14 @@ class Sides:
     noise: float
     product: Callable[[Tensor], Tensor]
     largest: float
-    gradients: Gradients
+    value: float
+    around: Around
     hessians: Hessians | None = None
     lowest: Tensor | None = None
+
+    def gradients(self, points: Tensor) -> Tensor:
+        """∇L at points."""
+        return self.around(points)[1]
 
 
 def piecewise(evaluate: Callable[[], object]) -> bool:
@@ -70,6 +76,11 @@ def corners(model: nn.Module, evaluate: Callable[[], object]) -> Counter[str]:
     return scan.found
 
 
+def unseen(jumps: bool) -> Counter[str]:
+    """What is counted where no operator shows a corner, and ∇L jumps all the same."""
+    return Counter({"within the last digits of θ": 1} if jumps else {})
+
+
 def examine(found: Counter[str], sides: Sides) -> Kinks | None:
     """What the loss does around activations at corners; None if it is as smooth there as its Hessian says.
 
@@ -83,11 +94,13 @@ def examine(found: Counter[str], sides: Sides) -> Kinks | None:
     reach = REACH * (float(sides.theta.norm()) or 1.0)
     images = sides.product(drawn.T).T
     far, near = (_bend(sides, drawn, images, length) for length in (reach, reach / NEARER))
+    fall = _fall(sides, torch.cat([drawn, -drawn]), reach)
     # Smooth losses bend in proportion to the distance, corners at once.
     floor = REAL * sides.noise * math.sqrt(len(sides.theta)) * NEARER / reach
-    if not bool(((near > far / 2) & (near > floor)).any()):
+    if not (fall or bool(((near > far / 2) & (near > floor)).any())):
         return None
     slope, curvature, largest = _lowest(sides, drawn, reach)
+    slope = min(slope, -fall / reach)
     named = ", ".join(f"{name}: {count:,}" for name, count in found.most_common(3))
     return Kinks(sum(found.values()), named + (", …" if len(found) > 3 else ""), slope, curvature, largest)
 
@@ -97,6 +110,19 @@ def _bend(sides: Sides, directions: Tensor, images: Tensor, length: float) -> Te
     moved = (sides.gradients(sides.theta + length * directions) - sides.gradient) / length
     bent: Tensor = (moved - images).norm(dim=1)
     return bent
+
+
+def _fall(sides: Sides, directions: Tensor, reach: float) -> float:
+    """How far L falls at once beside θ, along unit directions d [k, P]; 0.0 if it does not.
+
+    A step falls as far nearer by, a slope does not.
+    """
+    far, near = (sides.around(sides.theta + length * directions)[0] for length in (reach, reach / NEARER))
+    shaken = sides.around((sides.theta + reach * directions) * (1 + torch.finfo(sides.theta.dtype).eps))[0]
+    noise = torch.maximum((shaken - far).abs(), torch.finfo(far.dtype).eps * far.abs())
+    falls = sides.value - near
+    real = (falls > REAL * noise) & (falls > (sides.value - far) / 2)
+    return float(torch.where(real, falls, 0.0).max())
 
 
 def _lowest(sides: Sides, drawn: Tensor, reach: float) -> tuple[float, float, float]:
