@@ -159,6 +159,15 @@ def test_large_networks_see_corners_away_from_zero(name: str, edge: float) -> No
     assert made.gradient_rounding < 1e-12
 
 
+def test_a_celu_has_no_corner_in_its_slope() -> None:
+    point = surface(lambda t: t[0] - F.celu(t[0], alpha=2.0) + t[1] ** 2, torch.zeros(2, dtype=torch.float64))
+    made = certify_stack(*build_stack([point]))[0]
+    assert made.verdict == "saddle"
+    assert made.kinks is not None
+    assert made.kinks.slope == 0
+    assert made.kinks.curvature == pytest.approx(-0.5, rel=1e-3)
+
+
 @pytest.mark.parametrize("kind", ["idle neuron", "zero network", "concave kink"])
 def test_large_networks_are_no_minimum_at_a_kink_either(kind: str) -> None:
     problem = planted(kind, 1).problem

@@ -142,8 +142,8 @@ def _lowest(sides: Sides, drawn: Tensor, reach: float) -> tuple[float, float, fl
             candidates += [vectors[:, :, 0], -vectors[:, :, 0]]
         tried = torch.cat(candidates)
         first, second = _one_sided(sides, tried, reach)
-        slope = min(slope, float(first.min()))
         flat = first.abs() <= _blur(sides, largest, reach)
+        slope = min(slope, float(torch.where(flat, 0.0, first).min()))
         second = torch.where(flat, second, math.inf)
         curved = min(curved, float(second.min()))
         seeds, candidates = tried[second.argsort()[:DIRECTIONS]], []
