@@ -403,6 +403,30 @@ def test_lanczos_certificates_of_planted_quadratics(lowest: float, products: int
         assert again.verdict == "degenerate"
 
 
+@pytest.mark.parametrize("seed", range(6))
+def test_lanczos_certificates_of_multiple_eigenvalues_are_settled_within_what_they_ask_for(seed: int) -> None:
+    """A Krylov space of few eigenvalues is exhausted long before anything is excluded."""
+    rng = np.random.default_rng(seed)
+    values = np.r_[rng.choice([-1, 1]) * 10 ** rng.uniform(-4, -2), rng.uniform(0.01, 1.0, rng.integers(1, 30)), 1.0]
+    eigenvalues = torch.as_tensor(np.r_[values, rng.choice(values, 300 - len(values))])
+    objective = build_objective(surface(quadratic(eigenvalues, seed), torch.zeros(300, dtype=torch.float64)))
+    wanted = "saddle" if values[0] < 0 else "minimum"
+    made, _ = certify_large(objective, loss_name=None, tau=1e-5, max_products=300)
+    assert made.verdict == wanted
+    made, _ = certify_large(objective, loss_name=None, tau=1e-5, max_products=40)
+    assert made.verdict in ("unresolved", wanted)
+    if made.verdict == "unresolved":
+        assert f"max_products={made.products_needed} " in made.reason
+        again, _ = certify_large(objective, loss_name=None, tau=1e-5, max_products=made.products_needed)
+        assert again.verdict == wanted
+
+
+def test_nothing_is_promised_that_products_cannot_give() -> None:
+    unresolved = {"exact": False, "lambda_min_beyond": Interval(0.1, -1.0, 0.1), "lambda_min": Interval(0.1, -1.0, 0.1)}
+    assert "max_products=700 " in replace(SOUND, **unresolved, products_needed=700).reason
+    assert "max_products" not in replace(SOUND, **unresolved, products_needed=None).reason
+
+
 def test_dense_and_lanczos_certificates_agree() -> None:
     problem = fixture_problem()
     dense = certify_stack(*build_stack([problem]))[0]

@@ -84,6 +84,7 @@ class _Task:
     rtol: float = 0.0
     tau: float = 0.0
     noise: float = 0.0
+    least: int = 0
 
 
 @dataclass
@@ -143,6 +144,7 @@ def lanczos_extremes(
     max_products: int,
     max_basis: int,
     generator: torch.Generator,
+    least: int = 0,
     deflate: Tensor | None = None,
     on_device: int | None = None,
     progress: Callable[[int, int, int], None] | None = None,
@@ -159,7 +161,7 @@ def lanczos_extremes(
         rtol, tau: a pair is converged when its residual is at most max(rtol |θ|, tau max|θ|).
         noise: absolute error norm of the product of a unit vector; where twice this exceeds the tolerance, a pair
             is not pursued beyond it and reported as not converged.
-        max_products: never exceeded.
+        max_products: never exceeded. least: products before which nothing stops it, for the sake of an exclusion.
         max_basis: largest number of basis rows held; at least top + bottom + 3 b (unless n is smaller).
         generator: CPU generator of the random continuation.
         deflate: [n, k] orthonormal columns; everything happens in their complement.
@@ -176,7 +178,7 @@ def lanczos_extremes(
     b = rows.shape[0]
     if max_products < b or free < b or max_basis < min(free, wanted + 3 * b):
         raise ValueError(f"{max_products} products with {max_basis} basis rows cannot give {wanted} pairs")
-    task = _Task(matvec, rows[0], generator, free, top, bottom, rtol, tau, noise)
+    task = _Task(matvec, rows[0], generator, free, top, bottom, rtol, tau, noise, least)
     state = _State(Basis(task.like, min(max_basis, free), on_device, deflate), max(2, wanted))
     return _search(task, state, rows, max_products, progress)
 
@@ -355,7 +357,7 @@ def _count_done(ritz: _Ritz, task: _Task) -> int:
 
 def _finished(state: _State, task: _Task, ritz: _Ritz) -> bool:
     """All wanted pairs exist with small residuals, and the last random vector, if any, brought nothing new."""
-    if _count_done(ritz, task) < min(task.top + task.bottom, task.free):
+    if state.products < task.least or _count_done(ritz, task) < min(task.top + task.bottom, task.free):
         return False
     if state.broken:  # an invariant space: did the part that the last random vector added change any wanted value?
         if state.block < max(1, task.top + task.bottom):

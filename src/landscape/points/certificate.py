@@ -121,7 +121,8 @@ class Certificate:
         pair: see `Pair`; None where no two neurons are near.
         kinks: see `Kinks`; None where the loss has two derivatives.
         exact: dense spectrum (True) or Lanczos with an exclusion bound (False).
-        products: curvature products spent. products_needed: in all, to settle an unresolved case; None otherwise.
+        products: curvature products spent. products_needed: for one search, to settle an unresolved case; None
+            otherwise, and where no number of them is known to.
     """
 
     dtype: str
@@ -223,7 +224,7 @@ def decide(c: Certificate) -> tuple[str, str]:
             f"the lowest eigenvalue {c.lambda_min_beyond.value:.1g} is within {floor:.1g} of zero: "
             "second order cannot tell a minimum from a saddle"
         )
-    more = f"; about {c.products_needed:,} products would tell" if c.products_needed else ""
+    more = f"; max_products={c.products_needed} would tell" if c.products_needed else ""
     return "unresolved", (
         f"an eigenvalue down to {low:.3g} is not excluded after {c.products:,} products{more}"
         if math.isfinite(low)

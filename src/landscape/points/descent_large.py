@@ -30,6 +30,8 @@ from landscape.runtime.progress import Progress
 
 # The probability with which an exclusion may fail.
 MISS_PROBABILITY = 1e-3
+# Searches for what is excluded, each as long as the Ritz values of the one before ask for.
+AGAIN = 3
 # θ is kept along the way only below this many parameters.
 SNAPSHOT_PARAMETERS = 20_000
 # Tangents of symmetries are verified by a product each.
@@ -163,6 +165,7 @@ def certify_large(
         if progress is not None:
             progress("lowest eigenvalue", done, max_products)
 
+    room = basis_room(operator, memory, 2)
     first, found, explained = _lowest(
         objective,
         operator,
@@ -171,7 +174,7 @@ def certify_large(
         max_products,
         progress=tell,
         noise=0.0,
-        room=basis_room(operator, memory, 2),
+        room=room,
         generator=torch.Generator().manual_seed(seed),
         top=1,
         bottom=1,
@@ -207,7 +210,7 @@ def certify_large(
         flatness=float(image.norm()) / max(largest * float(gradient.norm()), 1e-300),
         exact=bool(found.exhausted),
         products=operator.products,
-        products_needed=products_to_settle(n, found, tau),
+        products_needed=_promised(n, found, tau, noise, max_products, room.max_basis),
     )
     return certificate.after(half or SecondHalf()), pair
 
@@ -243,27 +246,45 @@ def _lowest(
     """A Lanczos run to the lowest eigenvalue; a second one, without stopping and beyond the named zero modes, for
     the exclusion, if nothing negative was seen; and the zero modes by name."""
     first = find_extremes(operator, rtol=1e-3, tau=tau, max_products=max_products, **shared)
-    if first.exhausted or first.ritz_values[0] <= -tau * abs(first.ritz_values).max():
+    if _settled(first, tau):
         return first, first, {}
     known = symmetries_of(objective.model, objective.layout, loss_name)
     scale = float(abs(first.ritz_values).max())
     modes, explained = zero_modes(known, objective.point(), operator, scale, MOST_TANGENTS)
     deflate = modes if modes.shape[1] else None
-    most = min(max_products, products_to_settle(operator.n, first, tau))
-    second = find_extremes(operator, rtol=0.0, tau=0.0, max_products=most, deflate=deflate, **shared)
+    second, most = first, 0
+    for _ in range(AGAIN):
+        needed = min(max_products, products_to_settle(operator.n, second, tau))
+        if needed <= most or (most and _settled(second, tau)):
+            break
+        most = needed
+        least = min(most, shared["room"].max_basis)  # behind a restart nothing more is excluded
+        second = find_extremes(operator, rtol=0.0, tau=0.0, max_products=most, least=least, deflate=deflate, **shared)
     return first, second, explained
 
 
-def products_to_settle(n: int, found: Extremes, tau: float) -> int:
+def _settled(found: Extremes, tau: float) -> bool:
+    """Whether a run leaves nothing to exclude: it spans the space, or has seen a negative eigenvalue."""
+    return found.exhausted or bool(found.ritz_values[0] <= -tau * abs(found.ritz_values).max())
+
+
+def products_to_settle(n: int, found: Extremes, tau: float, noise: float = 0.0) -> int:
     """Steps of a Lanczos run from a random start after which no eigenvalue within the verdict's reach is left open:
-    above τ max |λ| if the lowest Ritz value is, above −τ max |λ| otherwise."""
-    low, high = float(found.ritz_values[0]), float(found.ritz_values[-1])
+    above τ max |λ| if the lowest Ritz value is, above −τ max |λ| otherwise; n if not even those would do."""
+    low, high = float(found.ritz_values[0]) - noise, float(found.ritz_values[-1])
     floor = tau * max(abs(low), abs(high))
     wanted = floor if low > 2 * floor else -floor
     steps = 4
     while steps < n and not exclusion_bound(steps, n, low, high, MISS_PROBABILITY, MIXED_IN) > wanted:
         steps += 1 + steps // 20
     return min(steps, n)
+
+
+def _promised(n: int, found: Extremes, tau: float, noise: float, spent: int, room: int) -> int | None:
+    """What `max_products` would settle the case; None where more products than were allowed would not."""
+    needed = products_to_settle(n, found, tau, noise)
+    possible = float(found.ritz_values[0]) - noise > -tau * float(abs(found.ritz_values).max())
+    return needed if possible and spent < needed <= room else None
 
 
 def _saturation(objective: Objective, loss_name: str | None) -> float:
