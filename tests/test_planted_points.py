@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import pytest
@@ -257,6 +258,7 @@ def test_a_loss_that_is_no_sum_over_samples_is_taken_batch_by_batch() -> None:
     assert part_gradients_of(build_objective(problem)) == pytest.approx(squares**0.5, rel=1e-12)
 
 
+CLASS = torch.tensor([1.0, 0.0], dtype=torch.float64)
 FUNCTIONS: dict[str, tuple[Callable[[Tensor], Tensor], int]] = {
     "relu": (torch.relu, 6),
     "functional relu": (F.relu, 6),
@@ -279,6 +281,18 @@ FUNCTIONS: dict[str, tuple[Callable[[Tensor], Tensor], int]] = {
     "pool": (lambda z: F.max_pool1d(z.unsqueeze(0), 2), 3),
     "absolute error": (lambda z: F.l1_loss(z, torch.zeros_like(z)), 6),
     "Huber": (lambda z: F.huber_loss(z + 1, torch.zeros_like(z)), 6),
+    "sum of absolute values": (lambda z: torch.linalg.vector_norm(z, 1), 6),
+    "the same of rows": (lambda z: z.norm(p=1, dim=1), 6),
+    "largest absolute value": (lambda z: torch.linalg.vector_norm(z - CLASS.flip(0) + CLASS, math.inf, dim=1), 3),
+    "largest absolute value of nothing": (lambda z: torch.linalg.vector_norm(z, math.inf, dim=1), 3),
+    "distances of pairs": (lambda z: F.pairwise_distance(z, 2 * z, eps=0.0), 3),
+    "distance": (lambda z: torch.dist(z, 2 * z), 1),
+    "distances": (lambda z: torch.cdist(z, 2 * z[:1]), 3),
+    "distances by absolute values": (lambda z: torch.cdist(z, 2 * z[:1], p=1.0), 6),
+    "smallest and largest": (lambda z: torch.aminmax(z, dim=1).max, 6),
+    "margins of classes": (lambda z: F.multi_margin_loss(z + CLASS, torch.zeros(3, dtype=torch.long)), 3),
+    "hard tangent to a side": (lambda z: F.hardtanh(z + 1, -2.0), 6),
+    "absolute error of long vectors": (lambda z: F.huber_loss(z + 1e6 + 1.3, torch.full_like(z, 1e6 + 0.3) + 1e-10), 6),
     "tanh": (torch.tanh, 0),
     "softplus": (F.softplus, 0),
     "gelu": (F.gelu, 0),

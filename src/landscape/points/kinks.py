@@ -213,9 +213,10 @@ def _whole(x: Tensor) -> bool:
     return not (x.is_floating_point() or x.is_complex())
 
 
-def _near(x: Tensor, corner: Any) -> Tensor:
-    """Entries of x at the corner, within rounding."""
-    size = torch.maximum(x.abs().amax(), torch.as_tensor(corner, dtype=x.dtype, device=x.device).abs().amax())
+def _near(x: Tensor, corner: Any, *terms: Tensor) -> Tensor:
+    """Entries of x at the corner, within the rounding of x, and of terms whose difference it is."""
+    ends = (x, torch.as_tensor(corner, dtype=x.dtype, device=x.device), *terms)
+    size = torch.stack([t.detach().abs().amax().to(x) for t in ends]).amax()
     close: Tensor = (x - corner).abs() <= ULPS * torch.finfo(x.dtype).eps * size
     return close.sum()
 
@@ -273,7 +274,7 @@ def _pooled(func: Any, args: Any, kwargs: Any, out: Any) -> Tensor:
 def _bounded(func: Any, args: Any, kwargs: Any, out: Any) -> Tensor:
     """Residuals where a robust loss changes from a parabola to a line."""
     width = float(args[3] if len(args) > 3 else kwargs.get("delta", kwargs.get("beta", 1.0)))
-    return _near((args[0] - args[1]).detach().abs(), width)
+    return _near((args[0] - args[1]).detach().abs(), width, args[0], args[1])
 
 
 def _argument(func: Any, args: Any, kwargs: Any, name: str) -> Any:
@@ -323,9 +324,40 @@ def _between(func: Any, args: Any, kwargs: Any, out: Any) -> Tensor:
 
 
 def _vanished(func: Any, args: Any, kwargs: Any, out: Any) -> Tensor:
-    """Norms of zero."""
-    zero: Tensor = out.detach() == 0
-    return zero.sum()
+    """Norms and distances of zero; sums of absolute values with a zero in them, and ties for the largest one."""
+    order = _argument(func, args, kwargs, "ord") or _argument(func, args, kwargs, "p")
+    x = (args[0] - args[1] if func.overloadpacket.__name__ == "dist" else args[0]).detach()
+    zero: Tensor = (out.detach() == 0).sum()
+    if order is None or 1 < abs(float(order)) < math.inf:
+        return zero
+    if abs(float(order)) <= 1:
+        return _near(x, 0.0)
+    axes = _argument(func, args, kwargs, "dim")
+    keep = bool(_argument(func, args, kwargs, "keepdim"))
+    return torch.maximum(zero, _largest(func, (x.abs(), () if axes is None else axes, keep), {}, out))
+
+
+def _apart(func: Any, args: Any, kwargs: Any, out: Any) -> Tensor:
+    """Distances of zero, and coordinates in common where a distance is the sum of their differences."""
+    if len(args) < 3 or args[2] != 1:
+        zero: Tensor = (out.detach() == 0).sum()
+        return zero
+    coordinates = zip(args[0].detach().unbind(-1), args[1].detach().unbind(-1), strict=True)
+    return sum(_near(a.unsqueeze(-1), b.unsqueeze(-2)) for a, b in coordinates)  # type: ignore[return-value]
+
+
+def _extremes(func: Any, args: Any, kwargs: Any, out: Any) -> Tensor:
+    """Ties for the smallest and for the largest value."""
+    axis, keep = kwargs.get("dim"), kwargs.get("keepdim", False)
+    where = () if axis is None else axis
+    return _largest(func, (args[0], where, keep), {}, out[0]) + _largest(func, (args[0], where, keep), {}, out[1])
+
+
+def _by_margin(func: Any, args: Any, kwargs: Any, out: Any) -> Tensor:
+    """Outputs below that of the label by exactly the margin."""
+    x, y = args[0].detach(), args[1]
+    behind = x.gather(-1, y.unsqueeze(-1)) - x
+    return _near(behind, float(_argument(func, args, kwargs, "margin")), x)
 
 
 # Piecewise linear functions, steps and choices, and those whose second derivative jumps, by their name in ATen. A rule
@@ -355,5 +387,8 @@ RULES: dict[str, Callable[..., Tensor | None]] = {
         ("max_pool2d_with_indices", "max_pool3d_with_indices", "adaptive_max_pool2d", "adaptive_max_pool3d"), _pooled
     ),
     **dict.fromkeys(("huber_loss", "smooth_l1_loss"), _bounded),
-    "linalg_vector_norm": _vanished,
+    **dict.fromkeys(("linalg_vector_norm", "norm", "dist"), _vanished),
+    **dict.fromkeys(("_cdist_forward", "_euclidean_dist"), _apart),
+    "aminmax": _extremes,
+    "multi_margin_loss": _by_margin,
 }
