@@ -16,7 +16,8 @@ from landscape.curvature.operator import CurvatureOperator
 from landscape.curvature.product_error import product_error
 from landscape.linalg.probes import sphere
 from landscape.linalg.quadrature import gauss, tridiagonalise
-from landscape.problem.objective import Objective, build_objective, gradients
+from landscape.problem.graph import gradients
+from landscape.problem.objective import Objective, build_objective
 
 
 def extremes(case: Case, seed: int, *, top: int, bottom: int, rtol: float, expected: int) -> np.ndarray:

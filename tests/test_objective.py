@@ -122,7 +122,7 @@ class Small(nn.Module):
 @pytest.mark.parametrize("seed", range(8))
 def test_a_batch_beyond_the_memory_is_taken_in_portions(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
-        "landscape.problem.objective.release_cached", lambda device: None
+        "landscape.problem.passes.release_cached", lambda device: None
     )  # it collects garbage every time
     generator = torch.Generator().manual_seed(seed)
     samples = int(torch.randint(1, 60, (), generator=generator))

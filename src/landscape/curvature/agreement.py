@@ -11,9 +11,9 @@ from torch import Tensor
 from landscape.curvature.products import builder_of, ggn_slope
 from landscape.errors import LandscapeError, NumericalError, ProblemError
 from landscape.problem.batches import length_of, split, take
-from landscape.problem.graph import fixed_rows
+from landscape.problem.graph import fixed_rows, gradients
 from landscape.problem.last_places import LastPlaces
-from landscape.problem.objective import Objective, gradients
+from landscape.problem.objective import Objective
 from landscape.problem.problem import Batch
 from landscape.runtime.arithmetic import is_out_of_memory, strict_arithmetic
 

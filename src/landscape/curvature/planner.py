@@ -13,8 +13,8 @@ from landscape.curvature.plan import Plan, Request
 from landscape.curvature.products import Product, Tensors, builder_of, require_differentiable
 from landscape.errors import LandscapeError, ProblemError
 from landscape.problem.batches import even_size, length_of, share_of, take, tensors_of
-from landscape.problem.graph import saved_bytes
-from landscape.problem.objective import Objective, gradients
+from landscape.problem.graph import gradients, saved_bytes
+from landscape.problem.objective import Objective
 from landscape.problem.problem import Batch
 from landscape.runtime.arithmetic import is_out_of_memory
 from landscape.runtime.memory import allocated, count_saved, release_cached, synchronise

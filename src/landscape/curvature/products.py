@@ -19,8 +19,8 @@ from torch import Tensor, nn
 
 from landscape.errors import ProblemError
 from landscape.problem.batches import take
-from landscape.problem.graph import crashes_linearize, nodes_of, undifferentiable
-from landscape.problem.objective import Objective, gradients
+from landscape.problem.graph import crashes_linearize, gradients, nodes_of, undifferentiable
+from landscape.problem.objective import Objective
 from landscape.problem.problem import Batch
 from landscape.runtime.arithmetic import is_out_of_memory
 

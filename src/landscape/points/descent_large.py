@@ -22,7 +22,8 @@ from landscape.points.descent import Trajectory, Way
 from landscape.points.gradient_scale import noise_and_jumps, part_gradients_of
 from landscape.points.kinks import Sides, corners, examine, unseen
 from landscape.problem.batches import rechunk
-from landscape.problem.objective import Objective, gradients
+from landscape.problem.graph import gradients
+from landscape.problem.objective import Objective
 from landscape.problem.symmetries import symmetries_of, zero_modes
 from landscape.problem.user_loss import outputs_of
 from landscape.runtime.pieces import FORGETFUL, Pieces

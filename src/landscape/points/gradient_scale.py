@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 
 from landscape.problem.batches import length_of, take
-from landscape.problem.objective import Objective, gradients
+from landscape.problem.graph import gradients
+from landscape.problem.objective import Objective
 from landscape.problem.problem import Batch
 from landscape.runtime.arithmetic import strict_arithmetic
 from landscape.stack.stack import Stack

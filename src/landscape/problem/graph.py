@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from typing import Any
 
+import torch
 from torch import Tensor
 
 
@@ -92,3 +93,11 @@ def fixed_rows(total: Tensor, parameters: Sequence[Tensor]) -> list[tuple[int, i
         if row is not None and leaf in places and row < len(parameters[places[leaf]]):
             found.append((places[leaf], int(row)))
     return found
+
+
+def gradients(total: Tensor, parameters: Sequence[Tensor], create_graph: bool = False) -> tuple[Tensor, ...]:
+    """∂ total / ∂ parameters, zero where the total does not depend on one."""
+    if not total.requires_grad:
+        return tuple(torch.zeros_like(p) for p in parameters)
+    found = torch.autograd.grad(total, parameters, create_graph=create_graph, materialize_grads=True)
+    return tuple(f.to_dense() if f.is_sparse else f for f in found)

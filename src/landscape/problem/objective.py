@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
@@ -20,35 +20,40 @@ from landscape.problem.batches import (
     read_batches,
     rechunk,
     size_in_bytes,
-    split,
     take,
     tensors_of,
-    values_of,
 )
 from landscape.problem.batchnorm import refuse_batch_statistics, take_batch_statistics
-from landscape.problem.copies import copied, moved_model, refuse_complex, require_same_loss, require_unchanged
+from landscape.problem.copies import copied, moved_model, refuse_complex, require_unchanged
 from landscape.problem.distributed import ALONE, Ranks
-from landscape.problem.graph import SCALED, reaches
+from landscape.problem.graph import gradients
 from landscape.problem.last_places import LastPlaces
 from landscape.problem.parameters import Layout, layout_of, select, spellings, trainable
-from landscape.problem.passes import samples_at_once
+from landscape.problem.passes import in_portions, samples_at_once
 from landscape.problem.problem import Batch, LossFunction, Problem
-from landscape.problem.user_loss import eager, plain, with_changes
-from landscape.runtime.arithmetic import is_out_of_memory, strict_arithmetic, without_cudnn
-from landscape.runtime.memory import release_cached
+from landscape.problem.trials import (
+    FEWEST,
+    ROUNDED,
+    SAME_LOSS,
+    as_it_runs,
+    evaluate,
+    in_arithmetic,
+    is_separate,
+    real_dtype,
+    refuse_scaled,
+    require_alike,
+    require_fixed,
+    require_own,
+    require_reached,
+)
+from landscape.problem.user_loss import eager, plain
+from landscape.runtime.arithmetic import strict_arithmetic, without_cudnn
 
 # Samples on which two evaluations are compared.
 CHECKED = 256
-# Samples whose graph is looked at.
-FEWEST = 8
-# Losses in two arithmetics that differ by no more than this are the same loss, rounded.
+# Losses in two arithmetics that differ by no more than this are the same loss, rounded; or by no more than rounding
+# explains.
 ALIKE = 1e-2
-# Or by no more than this, in units of what the last places of all results move it.
-ROUNDED = 10.0
-# Two evaluations of one loss in one arithmetic differ by less, in units of eps.
-SAME_LOSS = 1e3
-# So near, they need no look at what rounding does.
-SURELY_SAME = 8.0
 
 
 @dataclass(frozen=True, eq=False)
@@ -252,8 +257,8 @@ class Objective:
             first = self.batches[0]
             first = take(first, slice(0, FEWEST)) if self.cuttable else first
             there = move(first, self.device, dtype)
-            loss = _in_arithmetic(model, plain(loss), there, lambda: True)[0]
-            _compare((self.loss, loss), self.model, model, first, there)
+            loss = in_arithmetic(model, plain(loss), there, lambda: True)[0]
+            require_alike((self.loss, loss), self.model, model, first, there)
         data = [move(b, self.device, dtype) for b in (self.batches if batches is None else batches)]
         count = self.count if batches is None else _total_count(model, loss, data, self.ranks, self.cuttable)
         return self._replace(model=model, loss=loss, batches=data, count=count)
@@ -265,33 +270,6 @@ class Objective:
     def data_bytes(self) -> int:
         """Memory of the data on the device."""
         return sum(size_in_bytes(b) for b in self.batches)
-
-
-def in_portions(work: Callable[[Batch], None], batch: Batch, cuttable: bool) -> None:
-    """`work` on a batch; where the GPU's memory runs out and the batch may be cut, on its halves one after the other.
-
-    Nothing is to be noted by `work` before all that takes memory is done.
-    """
-    waiting = [batch]
-    while waiting:
-        part = waiting.pop()
-        samples = length_of(part)
-        try:
-            work(part)
-            continue
-        except (RuntimeError, MemoryError) as error:
-            if not is_out_of_memory(error) or not cuttable or samples < 2:
-                raise
-        release_cached(tensors_of(part)[0].device)  # here, where the traceback has let go of what it held
-        waiting += reversed(list(split(part, (samples + 1) // 2)))
-
-
-def gradients(total: Tensor, parameters: Sequence[Tensor], create_graph: bool = False) -> tuple[Tensor, ...]:
-    """∂ total / ∂ parameters, zero where the total does not depend on one."""
-    if not total.requires_grad:
-        return tuple(torch.zeros_like(p) for p in parameters)
-    found = torch.autograd.grad(total, parameters, create_graph=create_graph, materialize_grads=True)
-    return tuple(f.to_dense() if f.is_sparse else f for f in found)
 
 
 def build_objective(
@@ -337,24 +315,24 @@ def build_objective(
         everything = read_batches(problem) if batches is None else batches
         moved = [move(b, device, dtype) for b in ranks.shard(everything, problem.per_sample)]
         layout = _require(model, chosen, loss, moved, problem.per_sample)
-        _refuse_scaled(model)
+        refuse_scaled(model)
         given = ranks.shard(everything, problem.per_sample)[0]
-        loss, cuttable = _as_it_runs_at_all(problem, model, loss, given, moved[0])
+        loss, cuttable = as_it_runs(problem, model, loss, given, moved[0])
         at_once = samples_at_once(model, loss, moved, memory) if cuttable else None
         if at_once is not None:
             moved = rechunk(moved, at_once)
         few = take(moved[0], slice(0, CHECKED)) if cuttable else moved[0]
-        cuttable = cuttable and _is_separate(model, loss, few)
+        cuttable = cuttable and is_separate(model, loss, few)
         if problem.per_sample and ranks.largest(float(not cuttable)):
             shares, at_once, cuttable = ranks.shard(everything, False), None, False
             given, moved = shares[0], [move(b, device, dtype) for b in shares]
             few = moved[0]
-        in_portions(lambda b: _check_fixed(model, loss, b), few, cuttable)
+        in_portions(lambda b: require_fixed(model, loss, b), few, cuttable)
         if (own, first.device.type) != (dtype, device.type):
             if cuttable:
                 given = take(given, slice(0, length_of(few)))
-            _compare_own(problem, loss, model, given, few)
-        _require_reached(model, loss, moved, chosen, cuttable)
+            require_own(problem, loss, model, given, few)
+        require_reached(model, loss, moved, chosen, cuttable)
         count = _total_count(model, loss, moved, ranks, cuttable)
         require_unchanged(problem.model, model)
     decay = problem.weight_decay
@@ -375,159 +353,6 @@ def build_widest(problem: Problem, precision: str, **options: Any) -> tuple[Obje
         return made, (f"in {own}, with its coarser bounds: {error.message}; {error.hint}",)
 
 
-def _as_it_runs_at_all(
-    problem: Problem, model: nn.Module, loss: LossFunction, given: Batch, there: Batch
-) -> tuple[LossFunction, bool]:
-    """The loss as `_as_it_runs`, and whether a few samples are enough for that: not of a network on one graph."""
-    if not problem.per_sample:
-        return _as_it_runs(problem, model, loss, given, there, False), False
-    try:
-        return _as_it_runs(problem, model, loss, given, there, True), True
-    except ProblemError as error:
-        with suppress(ProblemError, NotImplementedError):
-            return _as_it_runs(problem, model, loss, given, there, False), False
-        raise error
-
-
-def _as_it_runs(
-    problem: Problem, model: nn.Module, loss: LossFunction, given: Batch, there: Batch, cuttable: bool
-) -> LossFunction:
-    """The loss as it runs on the copy: its constants in the copy's arithmetic if they must be, and recording gradients
-    if it is another, or none at all, without."""
-    given, there = (take(b, slice(0, FEWEST)) if cuttable else b for b in (given, there))
-    wider = _real_dtype(model) != _real_dtype(problem.model)
-    ran: list[tuple[LossFunction, float, float]] = []
-    bare: list[float] = []
-
-    def run(part: Batch) -> None:
-        ran.append(_in_arithmetic(model, loss, part, lambda: wider and _runs_as_given(problem, loss, given)))
-
-    def run_bare(part: Batch) -> None:
-        bare.append(float(_evaluate(model, found, part)[0]))
-
-    in_portions(run, there, cuttable)
-    found = ran[0][0]
-    try:
-        with torch.inference_mode():
-            in_portions(run_bare, there, cuttable)
-    except (ProblemError, NotImplementedError):
-        return with_changes(found, recorded=True)
-    total, count = sum(r[1] for r in ran), sum(r[2] for r in ran)
-    eps = torch.finfo(_real_dtype(model)).eps
-    same = not abs(total) < float("inf") or abs(total - sum(bare)) <= SAME_LOSS * eps * max(abs(total), abs(count))
-    return found if same else with_changes(found, recorded=True)
-
-
-def _in_arithmetic(
-    model: nn.Module, loss: LossFunction, batch: Batch, as_given: Callable[[], bool]
-) -> tuple[LossFunction, float, float]:
-    """The loss, with its constants brought to the model's arithmetic if it does not run without; sum and count.
-
-    Args:
-        as_given: whether it runs in its own arithmetic.
-
-    Raises:
-        NarrowError: it runs in its own arithmetic only.
-    """
-    try:
-        return (loss, *_with_gradient(model, loss, batch))
-    except ProblemError as error:
-        dtype = _real_dtype(model)
-        brought = with_changes(loss, within=dtype)
-        with suppress(ProblemError, NotImplementedError):
-            return (brought, *_with_gradient(model, brought, batch))
-        if not as_given():
-            raise
-        raise NarrowError(
-            f"the model or loss runs in its own arithmetic, but not in {str(dtype).removeprefix('torch.')}: "
-            f"{error.message}",
-            "make what it computes with follow its inputs, such as weight.to(outputs.dtype) or "
-            "torch.eye(n, dtype=x.dtype)",
-        ) from error
-
-
-def _real_dtype(model: nn.Module) -> torch.dtype:
-    return next(iter(trainable(model).values())).dtype.to_real()
-
-
-def _with_gradient(model: nn.Module, loss: LossFunction, batch: Batch) -> tuple[float, float]:
-    """Sum and count of a batch, whose gradient can be taken. Raises ProblemError."""
-    with warnings.catch_warnings():  # float(tensor) inside a loss, say
-        warnings.simplefilter("ignore")
-        total, count = _evaluate(model, loss, batch)
-        try:
-            gradients(total, [p for p in model.parameters() if p.requires_grad])
-        except NotImplementedError:
-            raise
-        except Exception as error:  # the user's backward
-            if is_out_of_memory(error):
-                raise
-            raise ProblemError(
-                f"the gradient of the loss cannot be taken ({type(error).__name__}): {_first_line(error)}",
-                "call total.backward() on the loss yourself; analyses need what training needs",
-            ) from error
-    return float(total.detach()), count
-
-
-def _runs_as_given(problem: Problem, loss: LossFunction, batch: Batch) -> bool:
-    """Whether the user's own model has a loss and its gradient on its own data."""
-    with suppress(ProblemError, NotImplementedError):
-        _with_gradient(_own_model(problem), loss, batch)
-        return True
-    return False
-
-
-def _own_model(problem: Problem) -> nn.Module:
-    """A copy of the user's own model, as analyses run it."""
-    own = copied(problem.model).eval()
-    if problem.batchnorm == "batch":
-        take_batch_statistics(own)
-    return own
-
-
-def _first_line(error: Exception) -> str:
-    text = str(error).strip()
-    return text.splitlines()[0] if text else ""
-
-
-def _compare(
-    losses: tuple[LossFunction, LossFunction], before: nn.Module, after: nn.Module, here: Batch, there: Batch
-) -> None:
-    """The loss of a model on a batch is that of its copy on the same batch elsewhere."""
-
-    def on(loss: LossFunction, batch: Batch) -> Callable[[nn.Module], tuple[float, float]]:
-        def sums(model: nn.Module) -> tuple[float, float]:
-            with torch.no_grad():
-                total, count = _evaluate(model, loss, batch)
-            return float(total), count
-
-        return sums
-
-    require_same_loss(before, after, on(losses[0], here), on(losses[1], there))
-
-
-def _compare_own(problem: Problem, loss: LossFunction, model: nn.Module, given: Batch, moved: Batch) -> None:
-    """As `_compare`, for the user's own model: on the data as given, or in its dtype, if it runs on either."""
-    own, bare = _own_model(problem), plain(loss)
-    first = next(iter(trainable(own).values()))
-    for batch in (given, move(given, first.device, first.dtype.to_real() if first.is_complex() else first.dtype)):
-        runs = False
-        with torch.no_grad(), suppress(ProblemError, NotImplementedError):
-            _evaluate(own, bare, batch)
-            runs = True
-        if runs:
-            return _compare((bare, loss), own, model, batch, moved)
-    return None
-
-
-def _refuse_scaled(model: nn.Module) -> None:
-    """Embeddings whose gradient is that of no loss."""
-    for name, module in model.named_modules():
-        scaled = isinstance(module, nn.Embedding | nn.EmbeddingBag) and module.scale_grad_by_freq
-        if scaled and module.weight.requires_grad:
-            raise ProblemError(f"{name!r}: {SCALED[0]}", SCALED[1])
-
-
 def _require(
     model: nn.Module, names: Sequence[str], loss: LossFunction, batches: Sequence[Batch], cuttable: bool
 ) -> Layout:
@@ -542,133 +367,18 @@ def _require(
     def note() -> None:
         few = take(batches[0], slice(0, FEWEST)) if cuttable else batches[0]
         with torch.no_grad(), suppress(ProblemError, NotImplementedError):  # said where the loss is evaluated in full
-            in_portions(lambda part: sums.append(float(_evaluate(model, loss, part)[0])), few, cuttable)
+            in_portions(lambda part: sums.append(float(evaluate(model, loss, part)[0])), few, cuttable)
 
     note()
     for name, parameter in named.items():
         parameter.requires_grad_(name in names)
     whole = sum(sums)
     note()
-    eps = torch.finfo(_real_dtype(model)).eps
+    eps = torch.finfo(real_dtype(model)).eps
     if abs(sum(sums) - 2 * whole) > SAME_LOSS * eps * abs(whole):
         for parameter in before.values():
             parameter.requires_grad_()
     return layout
-
-
-def _evaluate(model: nn.Module, loss: LossFunction, batch: Batch) -> tuple[Tensor, float]:
-    """One call of the user's loss, its answer checked."""
-    try:
-        answer: Any = loss(model, batch)
-    except (ProblemError, NotImplementedError):
-        raise
-    except Exception as error:  # the user's code: whatever it raises is about the problem, not a bug of ours
-        if is_out_of_memory(error):
-            raise
-        shapes = ", ".join(str(tuple(t.shape)) for t in tensors_of(batch)[:4])
-        raise ProblemError(
-            f"the model or loss fails on the data (a batch of tensors of shape {shapes}): "
-            f"{type(error).__name__}: {_first_line(error)}",
-            "check that the data fit the model: sizes, number of classes, dtype",
-        ) from error
-    if isinstance(answer, Tensor):
-        what = "a mean over the batch, perhaps" if answer.dim() == 0 else "one value a sample, perhaps"
-        raise ProblemError(
-            f"the loss returned a tensor of shape {tuple(answer.shape)} ({what}), not the pair (sum, count)",
-            "return (F.cross_entropy(model(x), y, reduction='sum'), len(y)), for example: means cannot be added up",
-        )
-    if not (isinstance(answer, tuple) and len(answer) == 2 and isinstance(answer[0], Tensor)):
-        raise ProblemError(
-            f"the loss returned a {type(answer).__name__}, not the pair (sum, count)",
-            "return (F.cross_entropy(model(x), y, reduction='sum'), len(y)), for example",
-        )
-    total, count = answer
-    if isinstance(count, Tensor) and count.requires_grad:
-        raise ProblemError(
-            "the loss's count depends on the parameters; sums and counts over batches are added up and divided once, "
-            "and only the sum is differentiated",
-            "count samples or constant weights; of a weighted mean over a batch, return (mean * len(y), len(y))",
-        )
-    if total.dim() != 0:
-        raise ProblemError(
-            f"the loss sum has shape {tuple(total.shape)}, not a scalar",
-            "sum over the samples: reduction='sum'",
-        )
-    return total, float(count)
-
-
-def _check_fixed(model: nn.Module, loss: LossFunction, batch: Batch) -> None:
-    """Refuse what has no Hessian: a loss that differs between two calls, or changes the model."""
-    buffers = {name: b.clone() for name, b in model.named_buffers()}
-    with torch.no_grad():
-        first, count = _evaluate(model, loss, batch)
-        second, _ = _evaluate(model, loss, batch)
-    a, b = float(first), float(second)
-    finite = abs(a) < float("inf")
-    if finite and abs(a - b) > SAME_LOSS * torch.finfo(first.dtype).eps * max(abs(a), count):
-        raise ProblemError(
-            f"the model answers differently twice ({a:.9g} and {b:.9g} on the same batch), so its loss has no Hessian",
-            "look for functional dropout (F.dropout without training=self.training), noise or sampling in forward",
-        )
-    changed = [n for n, old in model.named_buffers() if not torch.equal(values_of(old), values_of(buffers[n]))]
-    if changed or model.training:
-        what = f"changes the buffer {changed[0]!r}" if changed else "switches the model to train mode"
-        raise ProblemError(
-            f"evaluating the loss {what}: products would depend on how often they are taken",
-            "leave the model in eval mode inside the loss",
-        )
-
-
-def _is_separate(model: nn.Module, loss: LossFunction, batch: Batch) -> bool:
-    """Whether the loss of a batch is that of its halves: not where a network normalises over what else is there."""
-    half = (length_of(batch) + 1) // 2
-    if half < 1 or half == length_of(batch):
-        return True
-    pieces = list(split(batch, half))
-    try:
-        with torch.no_grad():
-            whole, count = _evaluate(model, loss, batch)
-    except (ProblemError, RuntimeError, MemoryError):  # said elsewhere, or no memory for so many
-        return True
-    try:
-        with torch.no_grad():
-            parts = [_evaluate(model, loss, piece) for piece in pieces]
-            apart = abs(float(whole) - sum(float(total) for total, _ in parts))
-            eps = torch.finfo(whole.dtype).eps * max(abs(float(whole)), count)
-            if apart <= SURELY_SAME * eps:
-                return True
-            allowed = 0.0
-            for seed in range(2):
-                try:
-                    with LastPlaces(seed):
-                        moved = abs(float(_evaluate(model, loss, batch)[0]) - float(whole))
-                except (ProblemError, NotImplementedError):  # `torch.func` inside
-                    moved = SAME_LOSS / ROUNDED * eps
-                allowed = max(allowed, ROUNDED * moved)
-    except ProblemError:  # too few for its statistics
-        return False
-    return not apart > allowed
-
-
-def _require_reached(
-    model: nn.Module, loss: LossFunction, batches: Sequence[Batch], names: Sequence[str], cuttable: bool
-) -> None:
-    """Refuse a loss whose graph ends before the selected parameters: all its derivatives would silently be zero."""
-    named = dict(model.named_parameters())
-    leaves = [named[n] for n in names]
-    reached: list[bool] = []
-    for batch in batches:
-        few = take(batch, slice(0, FEWEST)) if cuttable else batch
-        with warnings.catch_warnings():  # float(tensor) inside a loss, say: here nobody asked for gradients
-            warnings.simplefilter("ignore")
-            in_portions(lambda part: reached.append(reaches(_evaluate(model, loss, part)[0], leaves)), few, cuttable)
-        if any(reached):
-            return
-    raise ProblemError(
-        f"the loss does not depend on {'any trainable parameter' if len(names) > 1 else repr(names[0])} of the model: "
-        "it calls another network, or cuts the graph with no_grad(), detach() or item()",
-        "inside loss(model, batch) call the `model` you are given, and keep its outputs as they are",
-    )
 
 
 def _in_bfloat16(loss: LossFunction, device: str) -> LossFunction:
@@ -687,7 +397,7 @@ def _total_count(model: nn.Module, loss: LossFunction, batches: Sequence[Batch],
     evaluated: list[tuple[float, float]] = []
 
     def note(batch: Batch) -> None:
-        total, count = _evaluate(model, loss, batch)
+        total, count = evaluate(model, loss, batch)
         evaluated.append((float(total), count))
 
     with torch.no_grad():
@@ -717,7 +427,7 @@ def _counts_in_float64(
     counts: list[float] = []
 
     def note(batch: Batch) -> None:
-        counts.append(_evaluate(wide, loss, move(batch, device, torch.float64))[1])
+        counts.append(evaluate(wide, loss, move(batch, device, torch.float64))[1])
 
     try:
         with torch.no_grad():

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from landscape.problem.batches import length_of, take, tensors_of
+from landscape.problem.batches import length_of, split, take, tensors_of
 from landscape.problem.problem import Batch, LossFunction
 from landscape.runtime.arithmetic import is_out_of_memory
 from landscape.runtime.memory import count_saved, release_cached, usable_bytes
@@ -97,3 +97,22 @@ def _held(model: nn.Module, loss: LossFunction, batch: Batch) -> tuple[int, int]
     finally:
         for handle in handles:
             handle.remove()
+
+
+def in_portions(work: Callable[[Batch], None], batch: Batch, cuttable: bool) -> None:
+    """`work` on a batch; where the GPU's memory runs out and the batch may be cut, on its halves one after the other.
+
+    Nothing is to be noted by `work` before all that takes memory is done.
+    """
+    waiting = [batch]
+    while waiting:
+        part = waiting.pop()
+        samples = length_of(part)
+        try:
+            work(part)
+            continue
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error) or not cuttable or samples < 2:
+                raise
+        release_cached(tensors_of(part)[0].device)  # here, where the traceback has let go of what it held
+        waiting += reversed(list(split(part, (samples + 1) // 2)))

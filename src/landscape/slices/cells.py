@@ -21,7 +21,8 @@ from torch.nn.modules.batchnorm import _NormBase
 from landscape.curvature.eigenpairs import basis_room, find_extremes
 from landscape.curvature.operator import CurvatureOperator
 from landscape.errors import NumericalError
-from landscape.problem.objective import Objective, gradients
+from landscape.problem.graph import gradients
+from landscape.problem.objective import Objective
 from landscape.problem.problem import Batch
 from landscape.runtime.arithmetic import strict_arithmetic
 from landscape.slices.metrics import CURVED, classified, outputs_of
