@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import random
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,7 +12,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import landscape
-from landscape.errors import ProblemError
+from landscape.checkpoints.load import load_problem
+from landscape.errors import CheckpointError, ProblemError
 from landscape.problem.objective import build_objective
 from landscape.problem.problem import Problem
 
@@ -108,3 +111,43 @@ def test_what_cannot_be_is_refused() -> None:
     assert "leave --batch-size out" in str(refused.value.hint)
     with pytest.raises(ProblemError):
         Problem(convolutional(0), batches(0), "cross_entropy", batchnorm="train")
+
+
+FILE = """
+import torch
+from torch import nn
+from landscape import Problem
+
+def problem(statistics="eval"):
+    model = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Tanh(), nn.Linear(4, 2), nn.BatchNorm1d(2))
+    rng = torch.Generator().manual_seed(0)
+    data = [(torch.randn(9, 3, generator=rng), torch.randn(9, 2, generator=rng)) for _ in range(2)]
+    loss = lambda m, b: ((m(b[0]) - b[1]).square().sum(), len(b[1]))
+    return Problem(model, data, loss, batchnorm=statistics)
+"""
+
+
+def test_batch_statistics_need_no_running_ones(tmp_path: Path) -> None:
+    """Files without some of the running statistics: no misfit where they are unused, and the same loss."""
+    (tmp_path / "problem.py").write_text(FILE)
+    spec = f"{tmp_path / 'problem.py'}:problem"
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Tanh(), nn.Linear(4, 2), nn.BatchNorm1d(2))
+    model(torch.randn(20, 3))
+    whole, path, rng = model.state_dict(), tmp_path / "c.pt", random.Random(0)
+    torch.save(whole, path)
+    wanted = build_objective(load_problem(path, spec, batchnorm="batch").problem).value_and_gradient()[1]
+    running = [name for name in whole if "running" in name or "tracked" in name]
+    for number in range(6):
+        gone = set(running if number == 0 else rng.sample(running, 3)) | {"1.running_mean"}
+        torch.save({f"module.{name}": t for name, t in whole.items() if name not in gone}, path)
+        for options in ({"batchnorm": "batch"}, {"settings": {"statistics": "batch"}}):
+            loaded = load_problem(path, spec, **options)  # type: ignore[arg-type]
+            assert torch.equal(build_objective(loaded.problem).value_and_gradient()[1], wanted)
+            assert any("running statistics are missing" in note for note in loaded.notes)
+        with pytest.raises(CheckpointError, match="no running statistics of BatchNorm") as refused:
+            load_problem(path, spec)
+        assert "--batchnorm batch" in (refused.value.hint or "")
+    torch.save({name: t for name, t in whole.items() if name != "1.weight"}, path)
+    with pytest.raises(CheckpointError, match=r"missing: 1\.weight"):
+        load_problem(path, spec, batchnorm="batch")

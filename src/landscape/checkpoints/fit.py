@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import re
 from collections import Counter, OrderedDict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from landscape.checkpoints.weights import COUNTER, require_finite
 from landscape.errors import CheckpointError
+from landscape.problem.batchnorm import RUNNING
 from landscape.problem.parameters import without_memory
 
 if TYPE_CHECKING:
@@ -34,7 +35,12 @@ _SHOWN = 8
 _TRIED = 24  # combinations of prefixes
 
 
-def load_into(model: nn.Module, checkpoint: Checkpoint, state: Mapping[str, Tensor] | None = None) -> tuple[str, ...]:
+def load_into(
+    model: nn.Module,
+    checkpoint: Checkpoint,
+    state: Mapping[str, Tensor] | None = None,
+    unused: Collection[str] = (),
+) -> tuple[str, ...]:
     """Put the checkpoint's tensors into the model, buffers included; the model is unchanged if this fails.
 
     Names are taken as they are, else without (or with) wrappers' prefixes, and then go through the model's own
@@ -45,6 +51,7 @@ def load_into(model: nn.Module, checkpoint: Checkpoint, state: Mapping[str, Tens
         model: takes the tensors.
         checkpoint: from `read_checkpoint`.
         state: instead of the checkpoint's own tensors: what a problem function left of them.
+        unused: names in the model of what will not be looked at, and may be missing.
 
     Returns:
         Notes for the user: prefixes stripped, types changed, what was left aside or missing.
@@ -55,9 +62,9 @@ def load_into(model: nn.Module, checkpoint: Checkpoint, state: Mapping[str, Tens
     """
     state = checkpoint.state if state is None else state
     targets = _targets(model)
-    match = _best_match(state, targets)
+    match = _best_match(state, targets, unused)
     if _misses(match):
-        match = _through_hooks(model, state, targets, match)
+        match = _through_hooks(model, state, targets, match, unused)
     _check_names(checkpoint, state, match, targets)
     pairs = [(name, targets[name], state[source]) for name, source in match.sources.items() if name in targets]
     _check_types(checkpoint, pairs)
@@ -179,7 +186,7 @@ def _given(state: Mapping[str, Tensor], match: _Match) -> OrderedDict[str, Tenso
 
 
 def _through_hooks(
-    model: nn.Module, state: Mapping[str, Tensor], targets: Mapping[str, Tensor], best: _Match
+    model: nn.Module, state: Mapping[str, Tensor], targets: Mapping[str, Tensor], best: _Match, unused: Collection[str]
 ) -> _Match:
     """The names as they are once the model's hooks have seen them, if they fit better; the model stays as it was."""
     if not any(m._load_state_dict_pre_hooks or _overrides(m) for m in model.modules()):
@@ -196,7 +203,7 @@ def _through_hooks(
         missing = [name for name in missing if not name.endswith("_extra_state")]
         unexpected = [renamed[name] for name in unexpected if not name.endswith("_extra_state")]
         notes = (*trial.notes, "some names are converted by the model's own load_state_dict")
-        match = _forgive(_Match(kept, missing, unexpected, notes), state, targets)
+        match = _forgive(_Match(kept, missing, unexpected, notes), state, targets, unused)
         best = match if _misses(match) < _misses(best) else best
         if not _misses(best):
             break
@@ -258,7 +265,7 @@ def _said(done: Sequence[str]) -> tuple[str, ...]:
     return (*notes, *([f"prefix {' and '.join(on)} put before names"] if on else []))
 
 
-def _best_match(state: Mapping[str, Tensor], targets: Mapping[str, Tensor]) -> _Match:
+def _best_match(state: Mapping[str, Tensor], targets: Mapping[str, Tensor], unused: Collection[str]) -> _Match:
     """The renaming under which most names agree; the first, so the fewest prefixes, of equal ones."""
     wanted = {_unwrapped(name): name for name in targets}
     if len(wanted) < len(targets):
@@ -270,7 +277,7 @@ def _best_match(state: Mapping[str, Tensor], targets: Mapping[str, Tensor]) -> _
         sources = {name: by_model[name] for name in targets if name in by_model}
         missing = [name for name in targets if name not in by_model]
         unexpected = [source for name, source in by_model.items() if name not in targets]
-        match = _forgive(_Match(sources, missing, unexpected, _said(done)), state, targets)
+        match = _forgive(_Match(sources, missing, unexpected, _said(done)), state, targets, unused)
         # A part that merely all names have in common explains a whole fit, never a part of one.
         usual = all(step in PREFIXES or step == _INNER for step in done)
         if best is None or not _misses(match) or (usual and _misses(match) < _misses(best)):
@@ -285,12 +292,18 @@ def _misses(match: _Match) -> int:
     return len(match.missing) + len(match.unexpected)
 
 
-def _forgive(match: _Match, state: Mapping[str, Tensor], targets: Mapping[str, Tensor]) -> _Match:
-    """Take off what does no harm: ties stored under another name, counters, losses and metrics beside the network."""
+def _forgive(
+    match: _Match, state: Mapping[str, Tensor], targets: Mapping[str, Tensor], unused: Collection[str]
+) -> _Match:
+    """Take off what does no harm: what is unused, ties stored under another name, counters, losses and metrics beside
+    the network."""
     present = {_memory(targets[name]) for name in match.sources if name in targets}
     missing = [name for name in match.missing if name not in targets or _memory(targets[name]) not in present]
-    counters = [name for name in missing if name.split(".")[-1] == COUNTER]
     notes = match.notes
+    if absent := [name for name in missing if name in unused]:
+        missing = [name for name in missing if name not in unused]
+        notes = (*notes, f"{len(absent)} running statistics are missing, which statistics of each batch do not need")
+    counters = [name for name in missing if name.split(".")[-1] == COUNTER]
     if counters:
         missing = [name for name in missing if name not in counters]
         notes = (*notes, f"{len(counters)} batch counters are missing, which evaluation does not need")
@@ -334,6 +347,8 @@ def _check_names(
         cause = "no name agrees: it is another architecture, or its layers have other names"
     elif match.missing and match.unexpected:
         cause = "some layers have other names, or another depth"
+    elif _statistics_only(match):
+        cause = "it has no running statistics of BatchNorm"
     elif match.missing:
         cause = "the model has layers that the checkpoint lacks: a deeper model, or a part of a checkpoint"
     else:
@@ -345,6 +360,12 @@ def _check_names(
     )
 
 
+def _statistics_only(match: _Match) -> bool:
+    return (
+        bool(match.missing) and all(name.split(".")[-1] in RUNNING for name in match.missing) and not match.unexpected
+    )
+
+
 def _way_out(checkpoint: Checkpoint, state: Mapping[str, Tensor], match: _Match, targets: Mapping[str, Tensor]) -> str:
     """What to type next, each of which works: another key, or a problem function that edits the tensors."""
     homes = _homes(state, targets)
@@ -352,6 +373,8 @@ def _way_out(checkpoint: Checkpoint, state: Mapping[str, Tensor], match: _Match,
         key = f"{checkpoint.key}.{homes[0]}" if checkpoint.key else homes[0]
         return f"the whole model is there below {' and '.join(f'{home}.' for home in homes)}: add --key {key}"
     ways = []
+    if _statistics_only(match):
+        ways.append("normalise by the statistics of each batch, as in training, with --batchnorm batch")
     if checkpoint.others:
         ways.append(f"take another set of the file with --key {checkpoint.others[0]}")
     if match.unexpected and not match.missing:

@@ -21,7 +21,7 @@ from landscape.checkpoints.problem_file import call_problem
 from landscape.checkpoints.run_config import Config, run_config
 from landscape.checkpoints.weights import with_versions
 from landscape.errors import CheckpointError, LandscapeError, ProblemError, UsageError
-from landscape.problem.batchnorm import BATCHNORM
+from landscape.problem.batchnorm import BATCHNORM, running_statistics
 from landscape.problem.copies import copied
 from landscape.problem.problem import LOSSES, Problem
 from landscape.results.identity import file_sha256
@@ -77,7 +77,7 @@ def load_problem(
     found = checkpoint if isinstance(checkpoint, Checkpoint) else read_checkpoint(checkpoint)
     if batchnorm not in (None, *BATCHNORM):
         raise UsageError(f"--batchnorm {batchnorm!r} does not exist", f"choose {' or '.join(BATCHNORM)}")
-    loaded = _loaded(found, problem, settings, data, loss)
+    loaded = _loaded(found, problem, settings, data, loss, batchnorm)
     if batchnorm is None or batchnorm == loaded.problem.batchnorm:
         return loaded
     made_by = loaded.problem_identity | {"batchnorm": batchnorm}
@@ -86,10 +86,15 @@ def load_problem(
 
 
 def _loaded(
-    found: Checkpoint, problem: str | None, settings: Mapping[str, Any], data: str | None, loss: str | None
+    found: Checkpoint,
+    problem: str | None,
+    settings: Mapping[str, Any],
+    data: str | None,
+    loss: str | None,
+    batchnorm: str | None,
 ) -> Loaded:
     if problem is not None:
-        return _from_function(found, problem, settings, data, loss)
+        return _from_function(found, problem, settings, data, loss, batchnorm)
     if settings:
         raise UsageError(
             f"--set {next(iter(settings))} goes to the function of --problem, and none is given",
@@ -98,9 +103,9 @@ def _loaded(
     if loss is not None and loss not in LOSSES:
         raise UsageError(f"there is no built-in loss {loss!r}", f"choose one of {', '.join(LOSSES)}")
     if found.module is not None:
-        return _from_export(found, found.module, data, loss)
+        return _from_export(found, found.module, data, loss, batchnorm)
     if "model" in found.header:
-        return _from_header(found, data, loss)
+        return _from_header(found, data, loss, batchnorm)
     raise CheckpointError(*_nothing_known(found))
 
 
@@ -118,7 +123,12 @@ def _nothing_known(found: Checkpoint) -> tuple[str, str]:
 
 
 def _from_function(
-    found: Checkpoint, spec: str, settings: Mapping[str, Any], data: str | None, loss: str | None
+    found: Checkpoint,
+    spec: str,
+    settings: Mapping[str, Any],
+    data: str | None,
+    loss: str | None,
+    batchnorm: str | None,
 ) -> Loaded:
     if data is not None or loss is not None:
         raise UsageError(
@@ -148,7 +158,8 @@ def _from_function(
             "keep tensors that are results of computations out of its attributes",
         ) from error
     made_by: dict[str, Any] = {"problem": spec, "sha256": called.sha256, "settings": called.arguments}
-    notes = _fitted(model, found, called.handed.get("state_dict"), made_by)
+    unused = _unused(model, batchnorm or called.problem.batchnorm)
+    notes = _fitted(model, found, called.handed.get("state_dict"), made_by, unused)
     if config and config[-1] is not None:
         notes = (f"config is that {config[-1][1]}", *notes)
         made_by["config"] = config[-1][0]
@@ -156,8 +167,16 @@ def _from_function(
     return Loaded(ready, found, (*found.notes, *called.notes, *notes), made_by)
 
 
+def _unused(model: nn.Module, batchnorm: str | None) -> frozenset[str]:
+    return running_statistics(model) if batchnorm == "batch" else frozenset()
+
+
 def _fitted(
-    model: nn.Module, found: Checkpoint, left: Mapping[str, Any] | None, made_by: dict[str, Any]
+    model: nn.Module,
+    found: Checkpoint,
+    left: Mapping[str, Any] | None,
+    made_by: dict[str, Any],
+    unused: frozenset[str],
 ) -> tuple[str, ...]:
     """The checkpoint's tensors, or what the problem function left of them, into its model; notes."""
     notes: list[str] = []
@@ -187,10 +206,10 @@ def _fitted(
             state = merged(found.path, base.state, adapter, found.adapter)
             made_by["base"] = base.sha256
             notes.append(f"the adapter is merged into the weights of {base.path}")
-    return (*notes, *load_into(model, found, state))
+    return (*notes, *load_into(model, found, state, unused))
 
 
-def _from_header(found: Checkpoint, data: str | None, loss: str | None) -> Loaded:
+def _from_header(found: Checkpoint, data: str | None, loss: str | None, batchnorm: str | None) -> Loaded:
     """The built-in network and data that our own header names. Raises CheckpointError, ProblemError."""
     from landscape.data import load_data
     from landscape.models import build_model
@@ -211,7 +230,7 @@ def _from_header(found: Checkpoint, data: str | None, loss: str | None) -> Loade
         samples = samples or load_data(header["data"], data_settings).train
     except LandscapeError as error:
         raise CheckpointError(f"{found.path}: its header is unusable: {error.message}", error.hint) from error
-    notes = load_into(model, found)
+    notes = load_into(model, found, unused=_unused(model, batchnorm))
     decay = header.get("weight_decay", 0.0)
     if type(decay) not in (int, float) or not 0 <= decay < float("inf"):
         raise CheckpointError(f"{found.path}: weight_decay in its header is {decay!r}, not a number >= 0")
@@ -220,7 +239,9 @@ def _from_header(found: Checkpoint, data: str | None, loss: str | None) -> Loade
     return Loaded(Problem(model, samples, name, decay), found, (*found.notes, *notes), made_by | source)
 
 
-def _from_export(found: Checkpoint, module: nn.Module, data: str | None, loss: str | None) -> Loaded:
+def _from_export(
+    found: Checkpoint, module: nn.Module, data: str | None, loss: str | None, batchnorm: str | None
+) -> Loaded:
     if data is None or loss is None:
         raise UsageError(
             f"{found.path} is an exported network without data and loss",
@@ -228,7 +249,7 @@ def _from_export(found: Checkpoint, module: nn.Module, data: str | None, loss: s
         )
     samples = read_npz(data)
     model = copied(module)
-    notes = load_into(model, found)
+    notes = load_into(model, found, unused=_unused(model, batchnorm))
     try:
         with torch.no_grad():
             dtype = next((t.dtype for t in model.parameters()), torch.float32)

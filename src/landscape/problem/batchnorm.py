@@ -11,6 +11,7 @@ from torch.nn.modules.instancenorm import _InstanceNorm
 from landscape.errors import ProblemError
 
 BATCHNORM = ("eval", "batch")
+RUNNING = ("running_mean", "running_var", "num_batches_tracked")
 
 
 def batchnorm_statistics(model: nn.Module) -> str | None:
@@ -24,6 +25,12 @@ def batchnorm_statistics(model: nn.Module) -> str | None:
 def _tracks(module: nn.Module) -> TypeGuard[_InstanceNorm]:
     """Whether this is an InstanceNorm with running statistics, by which eval mode normalises."""
     return isinstance(module, _InstanceNorm) and module.running_mean is not None
+
+
+def running_statistics(model: nn.Module) -> frozenset[str]:
+    """Names of the buffers that `take_batch_statistics` leaves unused."""
+    norms = [(name, m) for name, m in model.named_modules() if isinstance(m, _BatchNorm) or _tracks(m)]
+    return frozenset(f"{name}.{b}".lstrip(".") for name, module in norms for b in RUNNING if b in module._buffers)
 
 
 def take_batch_statistics(model: nn.Module) -> None:
