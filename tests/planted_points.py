@@ -339,6 +339,43 @@ def edge(rng: np.random.Generator) -> Planted:
     return Planted(surface(function, theta), ("not stationary",))
 
 
+# Functions whose second derivative alone jumps away from 0, by one upwards, and where.
+BENDS: dict[str, tuple[float, Callable[[Tensor], Tensor]]] = {
+    "square of relu": (1.0, lambda z: 0.5 * torch.relu(z - 1).square()),
+    "Huber": (-1.5, lambda z: F.huber_loss(z - 0.5, torch.full_like(z, 0.0), delta=2.0)),
+    "smooth l1": (3.5, lambda z: -F.smooth_l1_loss(z, torch.full_like(z, 3.0), beta=0.5) / 2),
+    "product of clamp": (2.0, lambda z: 0.5 * (z.clamp(min=2.0) - 2).square()),
+    "where": (1.25, lambda z: torch.where(z > 1.25, 0.5 * (z - 1.25).square(), 0.0)),
+    "celu": (1.0, lambda z: -F.celu(z - 1, alpha=1.0)),
+    "squared hinge": (1.0, lambda z: 0.5 * z.square() - z - 0.5 * torch.relu(1 - z).square()),
+}
+
+
+def bend(rng: np.random.Generator) -> Planted:
+    """± K(w) with its slope taken out, whose second derivative is −½ and ½ on the sides: beside a saddle, or at it."""
+    place, curve = BENDS[str(rng.choice(list(BENDS)))]
+    sign, a = float(rng.choice([-1.0, 1.0])), decades(rng, 6)
+    at = torch.tensor(place, dtype=torch.float64, requires_grad=True)
+    (taken,) = torch.autograd.grad(curve(at), at)
+    beside = [second_derivative(curve, place + h) for h in (1e-3, -1e-3)]
+    middle = sum(beside) / 2
+
+    def function(t: Tensor) -> Tensor:
+        d, rest = t[0] - place, t[1:]
+        return a * (sign * (curve(t[0]) - taken.to(t) * d - 0.5 * middle * d.square()) + rest.square().sum())
+
+    theta = torch.zeros(int(rng.integers(1, 5)), dtype=torch.float64)
+    theta[0] = place * (1 + EPS * int(rng.integers(-2, 3)))
+    return Planted(surface(function, theta), NO_MINIMUM)
+
+
+def second_derivative(function: Callable[[Tensor], Tensor], place: float) -> float:
+    """Of a function of one number."""
+    z = torch.tensor(place, dtype=torch.float64, requires_grad=True)
+    (slope,) = torch.autograd.grad(function(z), z, create_graph=True)
+    return float(torch.autograd.grad(slope, z)[0]) if slope.requires_grad else 0.0
+
+
 KINDS: dict[str, Callable[[np.random.Generator], Planted]] = {
     "minimum": minimum,
     "saddle": saddle,
@@ -355,6 +392,7 @@ KINDS: dict[str, Callable[[np.random.Generator], Planted]] = {
     "zero network": zero_network,
     "padded": padded,
     "edge": edge,
+    "bend": bend,
 }
 CRITICAL = ("minimum", "saddle", "degenerate", "linear network", "regression", "softmax")
 STRANGE = tuple(k for k in KINDS if k not in CRITICAL)

@@ -11,12 +11,14 @@ import math
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.weak import WeakTensorKeyDictionary
 
 from landscape.points.certificate import Kinks
 
@@ -31,6 +33,12 @@ FOLLOWED = 2
 # Numbers of the Hessians of all sides together.
 MOST_NUMBERS = 8_000_000
 
+# Products whose terms are as large as their factors together; with `add` in front, one more term comes first.
+PRODUCTS = ("mm", "mv", "bmm", "dot", "addmm", "addmv", "baddbmm", "convolution")
+# A rule: function, arguments, keywords and result of a call -> how many of its inputs are at a corner.
+Rule = Callable[[Any, Any, Any, Any], "Tensor | None"]
+# The size of the terms of the sum that is the input of the rule at work; None where it is no sum.
+_TERMS: ContextVar[Tensor | None] = ContextVar("terms", default=None)
 # Points [m, P] -> L [m] and ∇L [m, P] there; -> ∇²L there [m, P, P].
 Around = Callable[[Tensor], tuple[Tensor, Tensor]]
 Hessians = Callable[[Tensor], Tensor]
@@ -193,19 +201,51 @@ class _Scan(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.found: Counter[str] = Counter()
         self.modules: list[str] = []
         self.met = False
+        self.terms: Any = WeakTensorKeyDictionary()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         out = func(*args, **(kwargs or {}))
         name = func.overloadpacket.__name__.rstrip("_")
         rule = RULES.get(name)
         floating = bool(args) and isinstance(args[0], Tensor) and not _whole(args[0]) and args[0].numel()
-        found = rule(func, args, kwargs or {}, out) if rule is not None and floating else None
+        if floating:
+            self._remember(func, name, args, out)
+        found = self._judged(rule, func, args, kwargs or {}, out) if rule is not None and floating else None
         if found is not None:
             self.met = True
             at = int(found)
             if at:
                 self.found[f"{name} in {self.modules[-1]}" if self.modules and self.modules[-1] else name] += at
         return out
+
+    def _judged(self, rule: Rule, func: Any, args: Any, kwargs: Any, out: Any) -> Tensor | None:
+        token = _TERMS.set(self.terms.get(args[0]))
+        try:
+            return rule(func, args, kwargs, out)
+        finally:
+            _TERMS.reset(token)
+
+    def _remember(self, func: Any, name: str, args: Any, out: Any) -> None:
+        """How large the terms are that sums are made of: where they cancel, that is what rounding is a share of."""
+        if not isinstance(out, Tensor) or not out.numel():
+            return
+        if func.is_view or name in ("sum", "mean"):
+            known = self.terms.get(args[0])
+            if not func.is_view or known is not None:
+                self.terms[out] = self._size(args[0])
+        elif name in ("add", "sub", "rsub"):
+            self.terms[out] = torch.maximum(self._size(args[0]), self._size(args[1]).to(args[0].device))
+        elif name in PRODUCTS:
+            tensors = [a for a in args if isinstance(a, Tensor) and a.numel()]
+            tensors = tensors[1:] + tensors[:1] if name.startswith("add") else tensors
+            size = self._size(tensors[0]) * self._size(tensors[1])
+            self.terms[out] = torch.maximum(size, self._size(tensors[2])) if len(tensors) > 2 else size
+
+    def _size(self, x: Any) -> Tensor:
+        """Of the terms of x, or of x where it is no sum."""
+        known: Tensor | None = self.terms.get(x) if isinstance(x, Tensor) else None
+        x = torch.as_tensor(x).detach()
+        return known if known is not None else x.abs().amax() if x.numel() else x.new_zeros(())
 
 
 def _whole(x: Tensor) -> bool:
@@ -215,10 +255,18 @@ def _whole(x: Tensor) -> bool:
 
 def _near(x: Tensor, corner: Any, *terms: Tensor) -> Tensor:
     """Entries of x at the corner, within the rounding of x, and of terms whose difference it is."""
-    ends = (x, torch.as_tensor(corner, dtype=x.dtype, device=x.device), *terms)
-    size = torch.stack([t.detach().abs().amax().to(x) for t in ends]).amax()
-    close: Tensor = (x - corner).abs() <= ULPS * torch.finfo(x.dtype).eps * size
+    close: Tensor = (x - corner).abs() <= _slack(x, torch.as_tensor(corner, dtype=x.dtype, device=x.device), *terms)
     return close.sum()
+
+
+def _slack(x: Tensor, *terms: Tensor) -> Tensor:
+    """How far rounding may have moved entries of x, and of terms whose difference it is."""
+    known = _TERMS.get()
+    largest = x.detach().abs().amax()
+    for t in terms if known is None else (*terms, known):
+        largest = torch.maximum(largest, t.detach().abs().amax().to(largest))
+    slack: Tensor = ULPS * torch.finfo(x.dtype).eps * largest
+    return slack
 
 
 def _at(*corners: float) -> Callable[..., Tensor]:
@@ -254,7 +302,7 @@ def _largest(func: Any, args: Any, kwargs: Any, out: Any) -> Tensor:
     if not keep:
         for axis in sorted(a % x.dim() for a in axes):
             values = values.unsqueeze(axis)
-    slack = ULPS * torch.finfo(x.dtype).eps * x.abs().amax()
+    slack = _slack(x)
     as_large: Tensor = ((x - values).abs() <= slack).sum(axes)
     return (as_large > 1).sum()
 
@@ -266,7 +314,7 @@ def _pooled(func: Any, args: Any, kwargs: Any, out: Any) -> Tensor:
     flat = x.flatten(-axes).clone()
     flat.scatter_(-1, index.flatten(-axes), -math.inf)
     again = func(flat.reshape(x.shape), *args[1:], **kwargs)[0]
-    slack = ULPS * torch.finfo(x.dtype).eps * x.abs().amax()
+    slack = _slack(x)
     twice: Tensor = (values.detach() - again).abs() <= slack
     return twice.sum()
 
@@ -289,7 +337,7 @@ def _tied(func: Any, args: Any, kwargs: Any, out: Any) -> Tensor:
     """Neighbours in the order of an axis that could as well be the other way round."""
     x, dim = args[0].detach(), _argument(func, args, kwargs, "dim")
     x, dim = (x.flatten(), 0) if dim is None or not x.dim() else (x, dim)
-    slack = ULPS * torch.finfo(x.dtype).eps * x.abs().amax()
+    slack = _slack(x)
     close: Tensor = x.sort(dim).values.diff(dim=dim) <= slack
     return close.sum()
 
@@ -362,7 +410,7 @@ def _by_margin(func: Any, args: Any, kwargs: Any, out: Any) -> Tensor:
 
 # Piecewise linear functions, steps and choices, and those whose second derivative jumps, by their name in ATen. A rule
 # says None where nothing bends.
-RULES: dict[str, Callable[..., Tensor | None]] = {
+RULES: dict[str, Rule] = {
     **dict.fromkeys(
         ("relu", "leaky_relu", "_prelu_kernel", "rrelu_with_noise", "abs", "elu", "celu", "selu", "sgn", "sign"),
         _at(0.0),
