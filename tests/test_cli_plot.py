@@ -81,6 +81,15 @@ def test_folders_and_globs(sweep: Path, arguments: list[str]) -> None:
     assert sorted(found) == sorted(sweep.rglob("*.h5"))
 
 
+@pytest.mark.parametrize("named", ["here", "here/**/*.spectrum.h5", "here/width=*"])
+def test_numbers_in_paths_are_in_their_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, named: str) -> None:
+    monkeypatch.chdir(tmp_path)
+    for width in (128, 2, 16):
+        (tmp_path / "here" / f"width={width}").mkdir(parents=True)
+        (tmp_path / "here" / f"width={width}" / "final.spectrum.h5").touch()
+    assert [path.parent.name for path in find_results([named])] == ["width=2", "width=16", "width=128"]
+
+
 def test_several_results_have_a_default_place(sweep: Path, run: Run) -> None:
     assert run("out")[:2] == (0, f"{Path('landscape-results') / 'spectra.png'}\n")
     assert Path("landscape-results/spectra.png").is_file()

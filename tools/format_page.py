@@ -1,4 +1,4 @@
-"""Writes the tables of docs/format.md from the code; `python tools/format_page.py` after a change of results.py."""
+"""Writes the tables of docs/format.md from the code; `python tools/format_page.py` after a change of a result."""
 
 from __future__ import annotations
 

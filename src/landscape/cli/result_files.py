@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from landscape.checkpoints.find import SUFFIXES
+from landscape.checkpoints.find import SUFFIXES, natural
 from landscape.errors import UsageError
 
 if TYPE_CHECKING:
@@ -36,7 +36,7 @@ def _expand(name: str, kinds: Sequence[str], mixed: bool) -> list[Path]:
     path = Path(name)
     pattern = PATTERNS[kinds[0]]
     if not path.exists() and glob.has_magic(name):
-        matches = [Path(match) for match in sorted(glob.glob(name, recursive=True))]
+        matches = sorted((Path(match) for match in glob.glob(name, recursive=True)), key=natural)
         files = [match for match in matches if match.is_file()]
         files = files or _below(matches, kinds, mixed)
         if not files:
@@ -68,7 +68,7 @@ def _below(folders: list[Path], kinds: Sequence[str], mixed: bool) -> list[Path]
 
 def results_below(folder: Path, kind: str) -> list[Path]:
     """Results of an analysis in a folder and below it; surfaces of Li et al. count as slices."""
-    found = sorted(folder.rglob(PATTERNS[kind]))
+    found = sorted(folder.rglob(PATTERNS[kind]), key=natural)
     if kind == "slice":
         from landscape.export.li_format import surfaces_below
 
