@@ -30,7 +30,7 @@ class Recurrent(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         if self.packed:
-            lengths = torch.tensor([TIME, TIME - 1] * len(x))[: len(x)]
+            lengths = TIME - (x[:, 0, 0] > 0).long()
             x = nn.utils.rnn.pack_padded_sequence(x, lengths, batch_first=True, enforce_sorted=False)
             out, _ = self.body(x)
             return self.head(nn.utils.rnn.pad_packed_sequence(out, batch_first=True)[0].mean(1))

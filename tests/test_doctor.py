@@ -212,7 +212,7 @@ def by_batch(x: Tensor) -> Tensor:
 def test_samples_that_see_each_other() -> None:
     model = mlp(Apply(by_batch), nn.Tanh())
     finding = named(examine(model), "sums")
-    assert finding.verdict == "fault"
+    assert finding.verdict == "care"  # every command leaves such batches whole
     assert "halves" in finding.text
     assert named(examine(model, proper, [draw()]), "sums").verdict == "care"  # batches of a custom loss stay whole
 
