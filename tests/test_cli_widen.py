@@ -110,7 +110,7 @@ def test_an_escape_of_a_large_network_resumes_after_kill(critical: Path) -> None
     settings = MODEL | {"width": 400}
     header = {"model": "mlp", "model_settings": settings, "data": "teacher", "data_settings": TEACHER, "loss": "mse"}
     write_checkpoint(critical / "large.pt", build_model("mlp", settings, 1).double(), header)
-    command = ("escape", "large.pt", "--json", "--steps", "20", "--max-products", "40", "-o", "large")
+    command = ("escape", "large.pt", "--json", "--steps", "8", "--max-products", "30", "-o", "large")
     aside, place = critical / "large" / ".large.escape.h5.pieces", critical / "large" / "large.escape.h5"
     arguments = [sys.executable, "-m", "landscape", *command]
     with subprocess.Popen(arguments, cwd=critical, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:

@@ -152,12 +152,12 @@ def test_ntk_outputs_keep_their_size_and_mean_field_outputs_vanish(depth: int) -
     x = torch.randn(200, 5, generator=torch.Generator().manual_seed(0))
     sizes: dict[str, list[float]] = {}
     for name in ("ntk", "mean_field"):
-        for width in (64, 4096):
+        for width in (64, 1024):
             settings = {"inputs": 5, "outputs": 1, "width": width, "depth": depth, "parametrisation": name}
             draws = [build_model("mlp", settings, seed)(x).detach().square().mean() for seed in range(20)]
             sizes.setdefault(name, []).append(float(torch.stack(draws).mean().sqrt()))
     assert sizes["ntk"][1] == pytest.approx(sizes["ntk"][0], rel=0.4)
-    assert sizes["mean_field"][1] == pytest.approx(sizes["mean_field"][0] / 8, rel=0.4)
+    assert sizes["mean_field"][1] == pytest.approx(sizes["mean_field"][0] / 4, rel=0.4)
 
 
 def test_the_default_parametrisation_is_not_written_into_headers() -> None:
