@@ -31,7 +31,7 @@ LARGEST, DRAWN = 2, 4
 TURNS = 2
 # The error of most arithmetic is nearly a linear map of the vector, whose largest direction is chased, while it grows.
 CHASES = 4
-# Vectors up to so long have so many neighbours, off by so much, whose errors are measured beside theirs.
+# Vectors up to so long have so many neighbours, off by so much, and others whose errors are measured beside theirs.
 SHORT, NEIGHBOURS, NEAR = 2_000, 6, 1e-3
 # Vectors differ among themselves; four times the largest error seen covers them (tests/test_noise.py). A repetition
 # with other last places shows the size of rounding, not its most.
@@ -203,7 +203,8 @@ class _Measured:
         """A random row x, and rows that products have turned towards the largest eigenvectors, from x's image on: v and
         Hv/‖Hv‖ added and subtracted, which parts positive from negative eigenvalues, whose errors may cancel in v.
 
-        Of short ones others close by: of the few roundings that make up their errors all may be small by chance.
+        Of short ones others too, close by and random: of the few roundings that make up their errors all may be small
+        by chance.
         """
         before = vector = image
         for _ in range(TURNS):
@@ -215,9 +216,11 @@ class _Measured:
         rows = [x, *(end / end.norm() for end in (vector - before, vector + before) if float(end.norm()) > 0)]
         if x.numel() <= SHORT:
             noise = torch.Generator().manual_seed(self._seed)
+            others = torch.randn(NEIGHBOURS, x.numel(), generator=noise).to(x)
             for end in rows[1:]:
                 near = 1 + NEAR * torch.randn(NEIGHBOURS, x.numel(), generator=noise).to(x)
                 rows.append(end * near / (end * near).norm(dim=1, keepdim=True))
+            rows.append(others / others.norm(dim=1, keepdim=True))
         return torch.cat(rows)
 
     def worst(self, rows: Tensor, row: int = 0) -> Tensor | None:
