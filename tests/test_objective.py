@@ -263,3 +263,8 @@ def test_a_penalty_on_what_is_trained_does_not_depend_on_the_selection(params: t
     assert one.value() == pytest.approx(true, rel=1e-12)
     assert one.in_dtype(torch.float32).value() == pytest.approx(true, rel=1e-5)
     assert one.value_and_gradient()[1].shape == (one.layout.total,)
+    cut = build_objective(Problem(model, [(x[:11], y[:11]), (x[11:], y[11:])], loss), params=params)
+    unit = torch.eye(cut.layout.total, dtype=torch.float64)
+    kept = CurvatureOperator(cut, strategy="kept")(unit)
+    for strategy in ("linearize", "recompute"):
+        torch.testing.assert_close(CurvatureOperator(cut, strategy=strategy)(unit), kept, rtol=1e-9, atol=1e-12)

@@ -151,11 +151,11 @@ class CurvatureOperator:
         for index, batch in enumerate(self._objective.batches):
             terms = self._chunk(index, batch)(parts)
             if result is None:
-                result = torch.cat([t.reshape(rows.shape[0], -1) for t in terms], dim=1)
+                result = torch.cat([t.detach().reshape(rows.shape[0], -1) for t in terms], dim=1)
                 sums = layout.unflatten(result)
             else:
                 for total, term in zip(sums, terms, strict=True):
-                    total += term
+                    total += term.detach()  # parameters that are not selected may require gradients
         assert result is not None
         return result
 
