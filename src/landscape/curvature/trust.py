@@ -1,4 +1,4 @@
-"""The self-check of a spectrum: gradient, products and symmetry held to differences before anything is certified."""
+"""The self-check: gradient, products and symmetry held to differences before certificates; and who needs none."""
 
 from __future__ import annotations
 

@@ -159,11 +159,6 @@ def move(batch: Batch, device: torch.device, dtype: torch.dtype) -> Batch:
     return map_tensors(batch, there)
 
 
-def size_in_bytes(batch: Batch) -> int:
-    """Memory of a batch's tensors."""
-    return sum(t.numel() * t.element_size() for t in tensors_of(batch))
-
-
 def read_batches(problem: Problem) -> list[Batch]:
     """All batches of the problem's data, after checking that a second pass gives the same ones.
 

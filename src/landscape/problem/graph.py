@@ -1,4 +1,4 @@
-"""What the graph of a loss says by itself: whom it reaches, and which of its nodes have no right derivative."""
+"""The graph of a loss: gradients through it, whom it reaches, and which of its nodes have no right derivative."""
 
 from __future__ import annotations
 

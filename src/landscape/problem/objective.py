@@ -19,7 +19,6 @@ from landscape.problem.batches import (
     move,
     read_batches,
     rechunk,
-    size_in_bytes,
     take,
     tensors_of,
 )
@@ -267,10 +266,6 @@ class Objective:
         fields = {f: getattr(self, f) for f in self.__dataclass_fields__}
         return Objective(**{**fields, **changes})
 
-    def data_bytes(self) -> int:
-        """Memory of the data on the device."""
-        return sum(size_in_bytes(b) for b in self.batches)
-
 
 def build_objective(
     problem: Problem,
@@ -313,21 +308,21 @@ def build_objective(
         chosen = select(spellings(model), params) if params else names
         refuse_complex(chosen, model)
         everything = read_batches(problem) if batches is None else batches
-        moved = [move(b, device, dtype) for b in ranks.shard(everything, problem.per_sample)]
+        shares = ranks.shard(everything, problem.per_sample)
+        given, moved = shares[0], [move(b, device, dtype) for b in shares]
         layout = _require(model, chosen, loss, moved, problem.per_sample)
         refuse_scaled(model)
-        given = ranks.shard(everything, problem.per_sample)[0]
         loss, cuttable = as_it_runs(problem, model, loss, given, moved[0])
         at_once = samples_at_once(model, loss, moved, memory) if cuttable else None
         if at_once is not None:
             moved = rechunk(moved, at_once)
         few = take(moved[0], slice(0, CHECKED)) if cuttable else moved[0]
+        in_portions(lambda b: require_fixed(model, loss, b), few, cuttable)
         cuttable = cuttable and is_separate(model, loss, few)
         if problem.per_sample and ranks.largest(float(not cuttable)):
             shares, at_once, cuttable = ranks.shard(everything, False), None, False
             given, moved = shares[0], [move(b, device, dtype) for b in shares]
             few = moved[0]
-        in_portions(lambda b: require_fixed(model, loss, b), few, cuttable)
         if (own, first.device.type) != (dtype, device.type):
             if cuttable:
                 given = take(given, slice(0, length_of(few)))

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from landscape.problem.batches import tensors_of
+from landscape.problem.batches import take, tensors_of
 from landscape.problem.objective import Objective
 from landscape.runtime.arithmetic import strict_arithmetic
 
@@ -55,9 +55,13 @@ def _places(objective: Objective) -> Iterator[list[str]]:
             handle.remove()
 
 
-def _watch(objective: Objective, look: Look) -> None:
+def watch(objective: Objective, look: Look, samples: int | None = None) -> None:
+    """Show `look` every call of PyTorch in the loss of the first batch, or of `samples` of it if it may be cut."""
+    batch = objective.batches[0]
+    if samples is not None and objective.cuttable:
+        batch = take(batch, slice(0, samples))
     with strict_arithmetic(), _places(objective) as place, _Watched(look, place):
-        objective.batch_sum(objective.batches[0])
+        objective.batch_sum(batch)
 
 
 def narrowed(objective: Objective) -> tuple[torch.dtype, list[str]]:
@@ -75,7 +79,7 @@ def narrowed(objective: Objective) -> tuple[torch.dtype, list[str]]:
             found.setdefault(place or "the loss")
             narrowest = min(narrowest, result.dtype, key=lambda d: d.itemsize)
 
-    _watch(objective, look)
+    watch(objective, look)
     return narrowest, list(found)
 
 
@@ -88,7 +92,7 @@ def singular_operations(objective: Objective) -> list[str]:
         if isinstance(result, Tensor) and result.requires_grad and _singular(func, args, kwargs):
             found.setdefault(f"{name} in {place or 'the loss'}")
 
-    _watch(objective, look)
+    watch(objective, look)
     return list(found)
 
 

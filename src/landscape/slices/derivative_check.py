@@ -9,12 +9,10 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.overrides import TorchFunctionMode
 
 from landscape.curvature.operator import CurvatureOperator
-from landscape.problem.batches import take
 from landscape.problem.objective import Objective
-from landscape.runtime.arithmetic import strict_arithmetic
+from landscape.problem.operations import watch
 from landscape.slices.cells import CellPlan, Surface, cell_values
 
 # Steps of the differences, relative to the range that is drawn; and those that are tried where the first ones leave
@@ -146,15 +144,10 @@ def looked_at(objective: Objective) -> tuple[bool, float]:
     seen: set[str] = set()
     coarsest = [float(torch.finfo(objective.dtype).eps)]
 
-    class Noting(TorchFunctionMode):
-        def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-            seen.add(getattr(func, "__name__", "").rstrip("_"))
-            result = func(*args, **(kwargs or {}))
-            if isinstance(result, Tensor) and result.is_floating_point() and result.requires_grad:
-                coarsest.append(float(torch.finfo(result.dtype).eps))
-            return result
+    def look(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any, place: str) -> None:
+        seen.add(getattr(func, "__name__", "").rstrip("_"))
+        if isinstance(result, Tensor) and result.is_floating_point() and result.requires_grad:
+            coarsest.append(float(torch.finfo(result.dtype).eps))
 
-    batch = objective.batches[0]
-    with strict_arithmetic(), Noting():
-        objective.batch_sum(take(batch, slice(0, LOOKED_AT)) if objective.cuttable else batch)
+    watch(objective, look, LOOKED_AT)
     return any(name in KINKED or name.startswith(KINKED_STARTS) for name in seen), max(coarsest)

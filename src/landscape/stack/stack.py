@@ -308,10 +308,6 @@ class Stack:
         others = {name: t[rows] for name, t in self.others.items()}
         return replace(self, others=others, members=len(rows))
 
-    def limited(self, limit: int | None) -> Stack:
-        """The same stack within another limit of memory."""
-        return replace(self, limit=limit)
-
     # ---- one member, one batch ---------------------------------------------------------------------------------
 
     def named(self, flat: Tensor, others: dict[str, Tensor]) -> dict[str, Tensor]:
