@@ -166,6 +166,24 @@ def test_the_error_of_float64_products_is_covered(kind: str, block: int) -> None
         assert np.all(counts <= found.negative_count_high), f"{kind}, seed {seed}"
 
 
+@pytest.mark.parametrize("seed", range(12))
+def test_what_float64_loses_as_float32_does_is_covered(seed: int) -> None:
+    """Probabilities closer to 1 than both can tell: of two samples with p and 1 − p, either drops the second."""
+    rng = np.random.default_rng(seed)
+    n, inputs = int(rng.integers(20, 90)), int(rng.integers(1, 6))
+    x = torch.from_numpy(rng.normal(size=(n, inputs)) * np.exp(rng.normal(size=(n, 1)))).float()
+    model = nn.Linear(inputs, 1, bias=False)
+    z = x @ model.weight.detach().T
+    model.weight.data.mul_(rng.uniform(45, 60) / float(z.abs().min()))
+    z = x.double() @ model.weight.detach().double().T
+    small = torch.exp(-z.abs()) / (1 + torch.exp(-z.abs())) ** 2
+    truth = (x.double() * small).T @ x.double() / n
+    objective = build_objective(Problem(model, (x, (z > 0).float()), "bce"))
+    claimed = product_error(objective, "hessian", seed)
+    assert off(objective, truth) <= claimed, f"seed {seed}"
+    assert claimed <= 1e-12 * float(x.double().square().sum()), f"seed {seed}"
+
+
 def test_well_conditioned_float64_products_are_still_claimed_to_be_good() -> None:
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(4, 5), nn.Tanh(), nn.Linear(5, 3)).double()

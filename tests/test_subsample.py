@@ -150,3 +150,40 @@ def test_where_a_few_samples_make_the_spectrum_it_says_so(tmp_path: Path) -> Non
     shown = commands.run(*options, cwd=tmp_path)
     assert shown.returncode == 0, shown.stderr
     assert "not enough samples to say" in shown.stdout
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_what_is_left_out_is_looked_at(seed: int) -> None:
+    """A few samples of another scale, none of them drawn: what those drawn say is not enough."""
+    r = np.random.default_rng(seed)
+    scale = np.ones(400)
+    for _ in range(400):
+        scale[r.permutation(400)[: r.integers(1, 4)]] = np.exp(r.uniform(2, 6))
+        kept = torch.randperm(400, generator=torch.Generator().manual_seed(seed))[:60]
+        if (scale[kept.numpy()] == 1).all():
+            break
+        scale[:] = 1
+    else:
+        pytest.fail("no such draw")
+    found = spectrum(regression(scale, [150, 250]), samples=60, seed=seed, density=False, top=1, bottom=1)
+    assert found.sampling_top_low is not None
+    assert math.isnan(found.sampling_top_low), f"seed {seed}"
+    even = spectrum(regression(np.ones(400), [400]), samples=60, seed=seed, density=False, top=1, bottom=1)
+    assert even.sampling_top_low is not None
+
+
+@pytest.mark.parametrize("ignored", [0.5, 0.9, 0.97, 1.0])
+@pytest.mark.parametrize("samples", [30, 200])
+def test_parts_in_which_nothing_counts(ignored: float, samples: int) -> None:
+    """Labels that are ignored leave parts with nothing to average; at worst nothing is said of all data."""
+    torch.manual_seed(samples)
+    x, y = torch.randn(600, 5), torch.randint(0, 3, (600,))
+    model = nn.Linear(5, 3)
+    y[torch.rand(600) < ignored] = -100
+    y[torch.randperm(600, generator=torch.Generator().manual_seed(0))[0]] = 1  # one that counts is drawn
+    found = spectrum(Problem(model, (x, y), "cross_entropy"), samples=samples, density=False, top=1, bottom=1)
+    truth = spectrum(Problem(model, (x, y), "cross_entropy"), density=False, top=1, bottom=1).trace
+    assert found.sampling_trace_low is not None
+    assert math.isnan(found.sampling_trace_low) or found.sampling_trace_low <= truth <= found.sampling_trace_high
+    if ignored == 0.5 and samples == 200:
+        assert not math.isnan(found.sampling_trace_low)

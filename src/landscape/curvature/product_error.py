@@ -33,6 +33,10 @@ TURNS = 2
 CHASES = 4
 # Vectors up to so long have so many neighbours, off by so much, and others whose errors are measured beside theirs.
 SHORT, NEIGHBOURS, NEAR = 2_000, 6, 1e-3
+# The first vectors that are tried: a random one, and those turned towards either end.
+ENDS = 3
+# What float64 loses of a random vector, relative to what float32 does: usually eps over eps, 2e-9.
+NEGLIGIBLE = 1e-6
 # Vectors differ among themselves; four times the largest error seen covers them (tests/test_noise.py). A repetition
 # with other last places shows the size of rounding, not its most.
 SAFETY = 4.0
@@ -112,7 +116,8 @@ def _product_error(objective: Objective, operator: str, seed: int, chunk: int, r
         worst = measured.worst(worst)
     # Of decay · v the factor, the product and the sum are rounded, each by half of eps.
     accumulated = float(torch.finfo(whole.dtype).eps) * (sum(sizes) + 1.5 * decay)
-    error = SAFETY * float(errors.max()) + accumulated + measured.floor(scale)
+    seen = float(errors.max())
+    error = SAFETY * (seen + measured.lost_in_float64(tried, rest, seen)) + accumulated + measured.floor(scale)
     if not error < float("inf"):
         raise NumericalError(
             "products that differ in rounding only differ without bound: something in the model overflows",
@@ -194,10 +199,31 @@ class _Measured:
         """Of each row [b, n] the sum of the blocks' errors, with that of the blocks not measured, whose weights sum to
         `rest`."""
         own, other = self._pair(rows)
-        off = torch.stack([(a.double() - b.double()).norm(dim=1) for a, b in zip(own, other, strict=True)])
         self.size = max(self.size, float(torch.stack(own).sum(0).norm(dim=1).max()))
+        return self._whole([(a.double() - b.double()).norm(dim=1) for a, b in zip(own, other, strict=True)], rest)
+
+    def _whole(self, errors: list[Tensor], rest: float) -> np.ndarray:
+        """Of all blocks, from the errors [b] of each measured one."""
+        off = torch.stack(errors)
         weight = torch.tensor([[b.weight] for b in self._blocks], device=off.device)
         return (off.sum(0) + rest * (off / weight).amax(0)).cpu().numpy()
+
+    def lost_in_float64(self, rows: Tensor, rest: float, seen: float) -> float:
+        """The error of float64 itself where it is what others are compared with, beside an error that was seen so: both
+        lose the 1 − p of a probability that is saturated, so that their difference does not show it."""
+        if self._repeated:
+            return 0.0
+        nudged, rows, right = _nudged(self._truth, self._seed), rows[:ENDS], self._pair(rows)[1]
+
+        def lost(place: int, few: Tensor) -> Tensor:
+            again = self._repetition(nudged, self._each()[place], few.to(nudged.dtype))
+            off: Tensor = right[place][: len(few)] - again
+            return off.norm(dim=1)
+
+        heaviest = int(np.argmax([b.weight for b in self._blocks]))
+        if float(lost(heaviest, rows[:1])) <= NEGLIGIBLE * seen * self._blocks[heaviest].weight:
+            return 0.0
+        return float(self._whole([lost(place, rows) for place in range(len(self._blocks))], rest).max())
 
     def tried(self, x: Tensor, image: Tensor) -> Tensor:
         """A random row x, and rows that products have turned towards the largest eigenvectors, from x's image on: v and
@@ -254,13 +280,19 @@ class _Measured:
         return self._seen[key][1:]
 
     def _product_there(self, span: range, rows: Tensor) -> Tensor:
-        """A product in better arithmetic, or a repetition: of `torch.func` only with the parameters' last places."""
-        if self._repeated and self._bears:
+        """A product in better arithmetic, or a repetition."""
+        if self._repeated:
+            return self._repetition(self._truth, span, rows)
+        return _product(self._truth, self._operator, span, rows)
+
+    def _repetition(self, nudged: Objective, span: range, rows: Tensor) -> Tensor:
+        """With other last places: inside of `torch.func` those of the parameters only."""
+        if self._bears:
             try:
-                return _product(self._truth, self._operator, span, rows, LastPlaces(self._seed))
+                return _product(nudged, self._operator, span, rows, LastPlaces(self._seed))
             except TransformedError:
                 self._bears = False
-        return _product(self._truth, self._operator, span, rows)
+        return _product(nudged, self._operator, span, rows)
 
     def _each(self) -> list[range]:
         return [range(int(a), int(b)) for a, b in zip(self._spans[:-1], self._spans[1:], strict=True)]

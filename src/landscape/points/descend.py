@@ -160,7 +160,7 @@ def _group(
     finished: Callable[[int, Descended | LandscapeError], None],
 ) -> None:
     """Problems of one architecture and data; what cannot be descended from is an error of its own."""
-    used, population = chosen(problems[0], settings.samples, settings.seed)
+    used, population, _ = chosen(problems[0], settings.samples, settings.seed)
     full = population is None
     device = resolve_device(settings.device)
     told: dict[int, tuple[str, ...]] = {}

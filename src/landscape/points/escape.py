@@ -109,7 +109,7 @@ def run_escape(
     """`escape` with its settings as one object; see there. A large network's parts are put aside in `pieces`."""
     start = time.perf_counter()
     tell = progress or (lambda stage, done, total: None)
-    used, population = chosen(problem, settings.samples, settings.seed)
+    used, population, _ = chosen(problem, settings.samples, settings.seed)
     full = population is None
     device = resolve_device(settings.device)
     objective, notes = build_widest(problem, settings.precision, batches=used, device=device, memory=settings.memory)

@@ -7,7 +7,7 @@ import dataclasses
 import hashlib
 import types
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -262,8 +262,9 @@ def rechunk(batches: Sequence[Batch], size: int) -> list[Batch]:
     return [piece for batch in batches for piece in split(batch, size)]
 
 
-def subset(batches: Sequence[Batch], samples: int, seed: int) -> list[Batch]:
-    """A random subset of `samples` samples, in random order, the batch boundaries kept as an upper limit.
+def subset(batches: Sequence[Batch], samples: int, seed: int, skip: int = 0) -> list[Batch]:
+    """A random subset of `samples` samples, in random order, the batch boundaries kept as an upper limit; or, with
+    `skip`, of those that a subset of so many samples with this seed leaves out.
 
     Raises:
         ProblemError: the batches have no common sample axis, so they cannot be cut.
@@ -275,7 +276,7 @@ def subset(batches: Sequence[Batch], samples: int, seed: int) -> list[Batch]:
             "draw the subset in your problem function, and leave --samples out",
         )
     total = sum(lengths)
-    order = torch.randperm(total, generator=torch.Generator().manual_seed(seed))[:samples]
+    order = torch.randperm(total, generator=torch.Generator().manual_seed(seed))[skip : skip + samples]
     if len(batches) == 1:
         return [take(batches[0], order)]
     offsets = np.cumsum([0, *lengths])
@@ -289,13 +290,22 @@ def subset(batches: Sequence[Batch], samples: int, seed: int) -> list[Batch]:
     return picked
 
 
-def chosen(problem: Problem, samples: int | None, seed: int) -> tuple[list[Batch], int | None]:
-    """The problem's batches, or a random subset of `samples` samples; and the size of the whole if it is a subset."""
+class Chosen(NamedTuple):
+    """The batches to use, the size of the whole if they are a subset of it, and some of the samples left out."""
+
+    batches: list[Batch]
+    population: int | None
+    others: list[Batch]
+
+
+def chosen(problem: Problem, samples: int | None, seed: int, others: int = 0) -> Chosen:
+    """The problem's batches, or a random subset of `samples` samples, and at most `others` samples beside them."""
     batches = read_batches(problem)
     total = sum(length_of(b) for b in batches)
     if samples is None or not total or samples >= total:
-        return batches, None
-    return subset(batches, samples, seed), total
+        return Chosen(batches, None, [])
+    beside = subset(batches, others, seed, samples) if others else []
+    return Chosen(subset(batches, samples, seed), total, beside)
 
 
 def fingerprint(batches: Sequence[Batch]) -> str:

@@ -93,7 +93,7 @@ def make_frame(
         UsageError: directions that cannot be made; other checkpoints of another architecture.
     """
     tell("directions", 0, 1)
-    used, _ = chosen(problem, settings.samples, settings.seed)
+    used, *_ = chosen(problem, settings.samples, settings.seed)
     objective = _objective(problem, used, settings)
     aside, notes = pieces.get("frame"), list[str]()
     points, trajectory = _other_points(beside, objective)

@@ -29,7 +29,7 @@ from landscape.spectra.by_layer import layer_blocks
 from landscape.spectra.cost import foreseen_seconds
 from landscape.spectra.failed import failed_spectrum
 from landscape.spectra.iterative import iterative_fields
-from landscape.spectra.sampling import sampling_fields
+from landscape.spectra.sampling import LOOKED_AT, LeftOut, sampling_fields
 from landscape.spectra.settings import LOWERED, SpectrumSettings
 
 
@@ -66,7 +66,7 @@ def run_spectrum(
     start = time.perf_counter()
     tell = progress or (lambda stage, done, total: None)
     try:
-        objective, population = _objective(problem, settings, ranks)
+        objective, left_out = _objective(problem, settings, ranks)
         loss, gradient = objective.value_and_gradient()
         loss, norm = objective.in_full_precision(loss, float(gradient.double().norm()))
         objective, doubts = trusted(objective, settings.operator, settings.seed)
@@ -91,8 +91,8 @@ def run_spectrum(
         )
         products += layers.products
         found.update({f.name: getattr(layers, f.name) for f in fields(layers) if f.name != "products"})
-    if population is not None:
-        extra, spent = sampling_fields(objective, settings, found, population, tell)
+    if left_out is not None:
+        extra, spent = sampling_fields(objective, settings, found, left_out, tell)
         found.update(extra)
         products += spent
     spent_in_all = Spent(
@@ -115,9 +115,10 @@ def run_spectrum(
     )
 
 
-def _objective(problem: Problem, settings: SpectrumSettings, ranks: Ranks) -> tuple[Objective, int | None]:
-    """The objective, and the size of the whole data set if only a part of it is used."""
-    batches, population = chosen(problem, settings.samples, settings.seed)
+def _objective(problem: Problem, settings: SpectrumSettings, ranks: Ranks) -> tuple[Objective, LeftOut | None]:
+    """The objective, and what it leaves out if only a part of the data is used."""
+    others = LOOKED_AT * (settings.samples or 0)
+    batches, population, beside = chosen(problem, settings.samples, settings.seed, others)
     own = next(iter(trainable(problem.model).values())).dtype
     objective = build_objective(
         problem,
@@ -133,7 +134,10 @@ def _objective(problem: Problem, settings: SpectrumSettings, ranks: Ranks) -> tu
     if settings.batch_size is not None and not objective.cuttable:
         require_separable(objective, settings.batch_size)
         objective = objective.with_chunks(settings.batch_size)
-    return objective, population
+    if population is None:
+        return objective, None
+    there = [move(b, objective.device, objective.dtype) for b in ranks.shard(beside, True)]
+    return objective, LeftOut(population, there)
 
 
 def _require_drawable(problem: Problem, objective: Objective) -> None:

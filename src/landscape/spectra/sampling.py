@@ -13,7 +13,7 @@ from scipy.special import stdtrit
 
 from landscape.curvature.eigenpairs import basis_room, find_extremes
 from landscape.curvature.operator import CurvatureOperator
-from landscape.errors import UsageError
+from landscape.errors import NumericalError, ProblemError, UsageError
 from landscape.linalg.probes import sphere
 from landscape.linalg.quadrature import gauss, negative_part_bracket, tridiagonalise
 from landscape.linalg.student import mean_interval, skewness
@@ -32,6 +32,9 @@ SKEWED = 1.5
 ORDERS = (1.0, 0.5)
 PRODUCTS = 60
 TRACE_PROBES = 8
+# So many samples that are left out, for each that is used, show with so many products whether those used are like
+# them. Used ones that are drawn fairly are found to be unlike the others once in a hundred draws.
+LOOKED_AT, LOOKS, FAIR = 8, 2, 0.99
 MASS_STEPS = 40
 # "How much data is enough" is answered for this relative half-width.
 TARGET = 0.10
@@ -47,16 +50,34 @@ class Estimate:
     needed: int | None
 
 
+UNKNOWN = Estimate(math.nan, math.nan, None)
+
+
+@dataclass(frozen=True)
+class LeftOut:
+    """How many samples there are in all, and some of those that are not used, on the objective's device."""
+
+    population: int
+    others: list[Batch]
+
+
 @dataclass(frozen=True)
 class Parts:
     """The quantities on each of the disjoint parts: eigenvalues and masses (for the floors asked for) on a few [g],
-    [g, f], the trace on many [h]."""
+    [g, f], the trace on many [h]; and whether samples that are left out are like these."""
 
     top: np.ndarray
     bottom: np.ndarray
     mass: np.ndarray
     trace: np.ndarray
+    typical: bool
     products: float
+
+    @classmethod
+    def unknown(cls, floors: int) -> Parts:
+        """Where the samples cannot be parted."""
+        nan = np.full(2, math.nan)
+        return cls(nan, nan, np.full((2, floors), math.nan), nan, False, 0.0)
 
 
 def disjoint_parts(batches: list[Batch], groups: int = GROUPS, seed: int = 0) -> list[list[Batch]]:
@@ -92,39 +113,94 @@ def measure_parts(
     objective: Objective,
     operator: str,
     floors: np.ndarray,
+    others: list[Batch],
     *,
     rtol: float,
     seed: int,
     memory: int | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Parts:
-    """λ_max, λ_min, trace and negative masses on parts of the data, with the same random vectors for all parts."""
+    """λ_max, λ_min, trace and negative masses on parts of the data, with the same random vectors for all parts.
+
+    `others`: samples beside the objective's, to see whether those are typical.
+    """
+    used, tell = sum(length_of(b) for b in objective.batches), progress or (lambda done, total: None)
+    few = counted_parts(objective, objective.batches, GROUPS, seed)
+    if len(few) < GROUPS:
+        return Parts.unknown(len(floors))
+    samples = int(objective.ranks.smallest(float(used)))
+    most = max(GROUPS, min(MOST_GROUPS, samples // LEAST_SAMPLES))
     rows: list[tuple[float, float]] = []
     masses: list[np.ndarray] = []
     spent = 0.0
-    parts = disjoint_parts(objective.batches, seed=seed)
-    samples = int(-objective.ranks.largest(-float(sum(length_of(b) for b in objective.batches))))
-    many = disjoint_parts(objective.batches, max(GROUPS, min(MOST_GROUPS, samples // LEAST_SAMPLES)), seed)
-    tell = progress or (lambda done, total: None)
-    for index, batches in enumerate(parts):
-        part = CurvatureOperator(
-            objective.with_batches(batches), operator, memory=memory, expected_products=PRODUCTS + MASS_STEPS
-        )
+    for index, data in enumerate(few):
+        part = CurvatureOperator(data, operator, memory=memory, expected_products=PRODUCTS + MASS_STEPS)
         rows.append(_ends(part, rtol, seed, memory))
         masses.append(_masses(part, floors, seed))
-        spent += part.products / len(parts)
-        tell(index + 1, len(parts) + 1)
-    top, bottom = np.array(rows).T
-    traces = []
+        spent += part.products / len(few)
+        tell(index + 1, len(few) + 1)
     plan: dict[str, Any] = {}
-    for batches in many:
-        part = CurvatureOperator(objective.with_batches(batches), operator, memory=memory, **plan)
-        chunk = part.plan.chunk or None
-        plan = {"strategy": part.plan.strategy, "batch_size": chunk if objective.cuttable else None}  # timed once
-        traces.append(_trace(part, seed))
-        spent += part.products / len(many)
-    tell(len(parts) + 1, len(parts) + 1)
-    return Parts(top, bottom, np.array(masses), np.array(traces), spent)
+
+    def curvatures(batches: list[Batch], groups: int, probes: int) -> np.ndarray:
+        nonlocal spent, plan
+        forms, counts = [], []
+        for data in counted_parts(objective, batches, groups, seed):
+            part = CurvatureOperator(data, operator, memory=memory, **plan)
+            chunk = part.plan.chunk or None
+            plan = {"strategy": part.plan.strategy, "batch_size": chunk if objective.cuttable else None}  # timed once
+            forms.append(_curvatures(part, seed, probes))
+            counts.append(data.count)
+            spent += part.products * sum(length_of(b) for b in data.batches) / max(used, 1)
+        if not counts:
+            return np.zeros((0, probes))
+        return np.stack([linearised(column, np.array(counts), groups) for column in np.array(forms).T], axis=1)
+
+    forms = curvatures(objective.batches, most, TRACE_PROBES)
+    pieces = int(objective.ranks.smallest(float(sum(length_of(b) for b in others) * most // max(used, 1))))
+    try:
+        there = curvatures(others, pieces, LOOKS).mean(axis=1) if pieces else np.zeros(0)
+    except NumericalError:  # the loss overflows there
+        there = np.array([math.inf])
+    tell(len(few) + 1, len(few) + 1)
+    top, bottom = np.array(rows).T
+    typical = is_typical(forms[:, :LOOKS].mean(axis=1), there)
+    return Parts(top, bottom, np.array(masses), forms.mean(axis=1), typical, spent)
+
+
+def counted_parts(objective: Objective, batches: list[Batch], groups: int, seed: int) -> list[Objective]:
+    """The objective on each of the disjoint parts in which something counts: not where all labels are ignored, say."""
+    found = []
+    for part in disjoint_parts(batches, groups, seed):
+        try:
+            found.append(objective.with_batches(part))
+        except ProblemError:
+            continue
+    return found
+
+
+def linearised(forms: np.ndarray, counts: np.ndarray, parts: int) -> np.ndarray:
+    """Values [parts] whose mean is Σ counts · forms / Σ counts, and whose spread is that of this ratio, from what each
+    of [g <= parts] parts says; in the others nothing counts (Cochran 1977, §6.4: ratio estimates)."""
+    ratio = float((forms * counts).sum() / counts.sum())
+    found = np.full(parts, ratio)
+    found[: len(forms)] += counts / (counts.sum() / parts) * (forms - ratio)
+    return found
+
+
+def is_typical(parts: np.ndarray, others: np.ndarray) -> bool:
+    """Whether what parts [g] of the data say of a mean agrees with what others [h], of the same size, say of it.
+
+    They do not where one part outweighs all others, or where the means differ by more than chance would have it.
+    """
+    if not len(others):
+        return True
+    pooled = np.concatenate([parts, others])
+    if not abs(skewness(pooled)) <= SKEWED * math.sqrt(len(pooled) / len(parts)):  # more of them show more of a tail
+        return False
+    low, high = mean_interval(parts, FAIR)
+    widened = math.sqrt(1 + len(parts) / len(others))
+    mean, other = float(parts.mean()), float(others.mean())
+    return mean + (low - mean) * widened <= other <= mean + (high - mean) * widened
 
 
 def _ends(part: CurvatureOperator, rtol: float, seed: int, memory: int | None) -> tuple[float, float]:
@@ -142,13 +218,14 @@ def _ends(part: CurvatureOperator, rtol: float, seed: int, memory: int | None) -
     return float(found.ritz_values[-1]), float(found.ritz_values[0])
 
 
-def _trace(part: CurvatureOperator, seed: int) -> float:
+def _curvatures(part: CurvatureOperator, seed: int, probes: int) -> list[float]:
+    """n z·Hz of random unit vectors, whose mean is the trace."""
     generator = torch.Generator().manual_seed(seed)
     forms = []
-    for _ in range(TRACE_PROBES):
+    for _ in range(probes):
         z = sphere(part.n, 1, generator=generator, dtype=part.dtype, device=part.device)
         forms.append(part.n * float((z * part(z)).sum(dtype=torch.float64)))
-    return float(np.mean(forms))
+    return forms
 
 
 def _masses(part: CurvatureOperator, floors: np.ndarray, seed: int) -> np.ndarray:
@@ -194,7 +271,7 @@ def over_all(value: float, parts: np.ndarray, samples: float, population: float)
     """
     (low, high), mean = mean_interval(parts), float(parts.mean())
     if not abs(skewness(parts)) <= SKEWED:
-        return Estimate(math.nan, math.nan, None)
+        return UNKNOWN
     left = math.sqrt(max(0.0, 1.0 - samples / population))
     below, above = (mean - low) * left, (high - mean) * left
     spread = max(mean - low, high - mean) * math.sqrt(samples)
@@ -213,15 +290,16 @@ def sampling_fields(
     objective: Objective,
     settings: SpectrumSettings,
     found: dict[str, Any],
-    population: int,
+    left_out: LeftOut,
     tell: Progress,
 ) -> tuple[dict[str, Any], int]:
     """Sampling error of the subset, merged into the intervals, and products spent."""
-    floors = found["tau_absolute"]
+    floors, population = found["tau_absolute"], left_out.population
     parts = measure_parts(
         objective,
         settings.operator,
         floors,
+        left_out.others,
         rtol=settings.rtol,
         seed=settings.seed,
         memory=settings.memory,
@@ -229,7 +307,7 @@ def sampling_fields(
     )
     samples = float(settings.samples or 0)
     mean = float(np.mean(parts.trace))
-    trace = over_all(mean, parts.trace, samples, population)
+    trace = over_all(mean, parts.trace, samples, population) if parts.typical else UNKNOWN
     top = extrapolate(
         float(found["top_value"][0]) if len(found["top_value"]) else math.nan, parts.top, samples, population
     )

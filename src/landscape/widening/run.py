@@ -124,7 +124,7 @@ def narrow_problem(problem: Problem, smooth: float | None) -> Problem:
 
 def _narrow(problem: Problem, settings: WidenSettings) -> tuple[Objective, Problem, bool]:
     narrow = narrow_problem(problem, settings.smooth)
-    batches, population = chosen(narrow, settings.samples, settings.seed)
+    batches, population, _ = chosen(narrow, settings.samples, settings.seed)
     narrow = replace(narrow, data=batches)
     device = resolve_device(settings.device)
     objective = build_objective(narrow, batches=batches, device=device, dtype=torch.float64, memory=settings.memory)
