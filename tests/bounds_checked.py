@@ -186,6 +186,9 @@ def density_checks(r: Spectrum, truth: Truth, rng: np.random.Generator) -> list[
             float(right[-1]) - max(float(r.top_value[0] + r.top_residual[0]), float(values[-1])),
         )
         slack = 1e-9 * max(abs(float(left[0])), abs(float(right[-1])))
+        lacks_first = values[0] < r.bottom_value[0] - r.bottom_residual[0]
+        if lacks_first or values[-1] > r.top_value[0] + r.top_residual[0]:  # the probes show it, as products err
+            slack += float(r.product_error)
         checks.append(Check("no density beyond the ends", CERTAIN, widest > slack, 0.0, said))
     i, j = sorted(rng.integers(0, len(left), 2).tolist())
     a, b = float(left[i]), float(right[j])

@@ -215,7 +215,7 @@ def dense_truth(problem: Problem, operator: str = "hessian", params: Sequence[st
         matrix = matrix + problem.weight_decay * torch.eye(len(matrix), dtype=torch.float64)
     norm = sum(float(p.detach().square().sum()) for p in model.parameters() if p.requires_grad)
     h = 0.5 * (matrix + matrix.T).numpy()
-    if not np.isfinite(h).all():
+    if not (np.isfinite(h).all() and np.isfinite(error)):
         raise FloatingPointError("the Hessian overflows")
     names, sizes = tuple(chosen), tuple(p.numel() for p in tensors)
     return Truth(h, np.linalg.eigvalsh(h), error, names, sizes, loss + 0.5 * problem.weight_decay * norm)

@@ -184,6 +184,36 @@ def test_what_float64_loses_as_float32_does_is_covered(seed: int) -> None:
     assert claimed <= 1e-12 * float(x.double().square().sum()), f"seed {seed}"
 
 
+class Filtered(nn.Module):
+    """A filter between two layers, in Fourier space: complex constants, in less precision perhaps."""
+
+    def __init__(self, width: int, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.first, self.head, self.width = nn.Linear(3, width), nn.Linear(width, 2), width
+        self.register_buffer("response", torch.randn(width // 2 + 1, dtype=dtype))
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = torch.fft.rfft(torch.tanh(self.first(x))) * self.response
+        return self.head(torch.fft.irfft(h, n=self.width))
+
+
+@pytest.mark.parametrize("strategy", ["kept", "linearize", "recompute"])
+@pytest.mark.parametrize("dtype", [torch.complex64, torch.complex128])
+@pytest.mark.parametrize("seed", range(3))
+def test_the_way_that_is_used_is_measured(strategy: str, dtype: torch.dtype, seed: int) -> None:
+    """torch 2.13's `linearize` has single precision somewhere in complex numbers; double backward has not."""
+    torch.manual_seed(seed)
+    model = Filtered(3 + seed, dtype).double()
+    x = torch.randn(40 + seed, 3, dtype=torch.float64)
+    objective = build_objective(Problem(model, (x, torch.randn(len(x), 2, dtype=torch.float64)), "mse"))
+    truth = CurvatureOperator(objective, strategy="recompute", block=1)(torch.eye(objective.layout.total).double())
+    operator = CurvatureOperator(objective, strategy=strategy)
+    claimed = product_error(objective, "hessian", seed, operator.plan.chunk, operator)
+    vectors = torch.linalg.eigh((truth + truth.T) / 2)[1]
+    assert float((operator(vectors) - truth @ vectors).norm(dim=0).max()) <= claimed
+    assert claimed <= (1e-5 if strategy == "linearize" else 1e-10) * float(truth.norm())
+
+
 def test_well_conditioned_float64_products_are_still_claimed_to_be_good() -> None:
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(4, 5), nn.Tanh(), nn.Linear(5, 3)).double()
