@@ -39,7 +39,7 @@ def measured(limit: str | None, products: int) -> MemoryRow:
 def main() -> None:
     from benchmarks.problems import large_case
     from landscape import spectrum
-    from landscape.runtime.memory import parse_bytes
+    from landscape.settings import parse_bytes
 
     limit = None if sys.argv[1] == "-" else parse_bytes(sys.argv[1])
     start = time.perf_counter()

@@ -140,7 +140,7 @@ def memory_table(rows: Sequence[MemoryRow]) -> str:
 
 
 def _bytes(limit: str) -> int:
-    from landscape.runtime.memory import parse_bytes
+    from landscape.settings import parse_bytes
 
     return parse_bytes(limit)
 

@@ -26,7 +26,13 @@ FORKS.set_forkserver_preload(
         *("scipy.optimize", "scipy.linalg", "scipy.stats", "scipy.integrate", "rich.console", "rich.table"),
         *("matplotlib.figure", "matplotlib.backends.backend_agg"),
         *("landscape", "landscape.cli", "landscape.checkpoints.load", "landscape.results.store"),
-        "landscape.figures.choice",
+        *("landscape.cli.app", "landscape.figures.choice", "landscape.figures.spectrum", "landscape.figures.slice"),
+        *(
+            "landscape.figures.descend",
+            "landscape.figures.escape",
+            "landscape.figures.widen",
+            "landscape.figures.check",
+        ),
         *("landscape.spectra.run", "landscape.points.descend", "landscape.points.escape", "landscape.widening.run"),
         *("landscape.slices.run", "landscape.diagnosis.run"),
     ]

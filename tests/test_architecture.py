@@ -13,7 +13,8 @@ SOURCE = Path(__file__).parents[1] / "src" / "landscape"
 PAGE = Path(__file__).parents[1] / "docs" / "architecture.md"
 # Rooms, bottom up: each imports those before it, and within a room files import each other as they like.
 ROOMS = (
-    *("errors", "settings", "linalg", "optim", "runtime", "results", "problem", "curvature", "stack", "models", "data"),
+    *("errors", "analyses", "settings", "linalg", "optim", "runtime", "results"),
+    *("problem", "curvature", "stack", "models", "data"),
     *("points", "spectra", "widening", "slices", "diagnosis"),
     *("checkpoints", "training", "claims", "export", "figures", "report", "cli"),
 )
@@ -109,7 +110,8 @@ def test_no_cycles_when_modules_are_loaded() -> None:
 
 
 def test_the_package_itself_imports_nothing_heavy() -> None:
-    assert imports("__init__") <= {"__future__", "importlib", "typing"}
+    assert imports("__init__") <= {"__future__", "importlib", "typing", "landscape.analyses"}
+    assert imports("analyses") <= {"__future__", "dataclasses", "importlib", "types", "typing"}
 
 
 @pytest.mark.parametrize(("library", "home"), [("h5py", "results"), ("typer", "cli"), ("rich", "cli")])

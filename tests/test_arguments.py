@@ -20,8 +20,7 @@ from landscape.checkpoints.coordinates import coordinates_of, words_of
 from landscape.checkpoints.load import load_problem
 from landscape.checkpoints.run_config import Config, read_yaml
 from landscape.errors import CheckpointError, UsageError
-from landscape.points.descend import DescendSettings
-from landscape.points.escape import EscapeSettings
+from landscape.points.settings import DescendSettings, EscapeSettings
 from landscape.settings import keyword_settings
 from landscape.slices.settings import SliceSettings
 from landscape.spectra.settings import SpectrumSettings

@@ -149,7 +149,7 @@ def test_wrong_inputs_are_explained(sweep: Path, run: Run) -> None:
     Path("text.h5").write_text("no HDF5 in here")
     for arguments, code, words in [
         (["other.other.h5"], 2, "no result called spectrum"),
-        (["missing.h5"], 5, "cannot read missing.h5"),
+        (["missing.h5"], 2, "missing.h5 does not exist"),
         (["nothing*.h5"], 2, "No file matches"),
         (["empty"], 2, "holds no spectra"),
         (["final.pt"], 2, "landscape spectrum final.pt"),

@@ -185,7 +185,7 @@ def test_workers_give_what_one_process_gives(foreign: Path) -> None:
 
 BAD = {
     "no problem": (("width=4/final.pt",), 3, "--problem"),
-    "missing file": (("nowhere.pt", "--problem", "problem.py:problem"), 3, "nowhere.pt"),
+    "missing file": (("nowhere.pt", "--problem", "problem.py:problem"), 2, "nowhere.pt"),
     "missing function": (("width=4/final.pt", "--problem", "problem.py:porblem"), 2, "problem"),
     "wrong width": (("width=4/final.pt", "--problem", "problem.py:problem", "--set", "width=16"), 3, "16"),
     "unknown setting": (("width=4/final.pt", "--problem", "problem.py:problem", "--set", "widht=16"), 2, "width"),

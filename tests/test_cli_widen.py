@@ -155,7 +155,7 @@ def test_part_of_the_data_is_said_to_be_one(critical: Path) -> None:
         (("widen", "start.pt", "--layer", "0", "--to", "5", "--how", "duplicate", "--write"), 2, "--to 6"),
         (("widen", "half.pt", "--layer", "0"), 3, "float16"),
         (("escape", "start.pt", "--controls", "-1"), 2, "at least 0"),
-        (("escape", "missing.pt"), 3, "does not exist"),
+        (("escape", "missing.pt"), 2, "does not exist"),
     ],
 )
 def test_mistakes_are_one_clear_error(arguments: tuple[str, ...], code: int, words: str, critical: Path) -> None:

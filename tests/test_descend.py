@@ -21,8 +21,9 @@ from landscape.data import load_data
 from landscape.errors import ProblemError, UsageError
 from landscape.models import build_model
 from landscape.points.certificate import from_dict
-from landscape.points.descend import DescendSettings, run_descents
+from landscape.points.descend import run_descents
 from landscape.points.descent import Trajectory
+from landscape.points.settings import DescendSettings
 from landscape.problem.problem import Problem
 from landscape.results.fields import Descended
 from landscape.results.store import read_result, restore
@@ -268,9 +269,9 @@ def test_a_large_network_descends_without_dense_hessians(monkeypatch: pytest.Mon
 @pytest.mark.parametrize(
     ("settings", "word"),
     [
-        ({"to": "saddle"}, "choose one of"),
-        ({"method": "adam"}, "choose one of"),
-        ({"precision": "bf16"}, "float64"),
+        ({"to": "saddle"}, "minimum"),
+        ({"method": "adam"}, "auto"),
+        ({"precision": "bf16"}, "auto"),
         ({"steps": -1}, ""),
         ({"tau": 2.0}, ""),
         ({"method": "newton-mr"}, "--to critical"),
@@ -416,8 +417,8 @@ def test_tied_weights_are_written_under_all_their_names(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "code", "words"),
     [
-        (("a.pt", "--to", "saddle"), 2, "minimum, critical"),
-        (("missing.pt",), 3, "does not exist"),
+        (("a.pt", "--to", "saddle"), 2, "'minimum', 'critical'"),
+        (("missing.pt",), 2, "does not exist"),
         (("a.pt", "--steps", "-1"), 2, "at least"),
         (("a.pt", "--problem", "no.py:f"), 2, "no.py"),
     ],

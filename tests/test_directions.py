@@ -16,8 +16,9 @@ from landscape.errors import UsageError
 from landscape.problem.objective import Objective, build_objective
 from landscape.problem.parameters import layout_of, trainable
 from landscape.problem.problem import Problem
+from landscape.slices.direction_words import KINDS, Spec, parse_directions
 from landscape.slices.directions import TABLE, make_directions
-from landscape.slices.directions.direction import KINDS, Around, Eigenvectors, Spec, parse_directions
+from landscape.slices.directions.direction import Around, Eigenvectors
 from landscape.slices.directions.groups import groups, ignored, norms_of, orthogonalised, rescaled
 
 

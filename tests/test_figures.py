@@ -21,7 +21,7 @@ from landscape.figures.scale import decade_label, decade_ticks
 from landscape.figures.series import arrange, caveats, choose_coordinate
 from landscape.figures.spectra import draw_spectra
 from landscape.figures.spectra_panels import extreme
-from landscape.figures.spectrum import draw_spectrum, statements
+from landscape.figures.spectrum_detail import draw_spectrum, statements
 from landscape.figures.style import is_ours, render
 from landscape.figures.transform import from_axis, to_axis
 from landscape.figures.values import interval, linear_width, number, per_decade

@@ -8,7 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from landscape.errors import UsageError
-from landscape.runtime.memory import DEFAULT_SHARE, SHARERS, count_saved, keep_budget, parse_bytes, usable_bytes
+from landscape.runtime.memory import DEFAULT_SHARE, SHARERS, count_saved, keep_budget, usable_bytes
+from landscape.settings import parse_bytes
 
 POWERS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12, "ki": 2**10, "mi": 2**20, "gi": 2**30, "ti": 2**40}
 

@@ -297,12 +297,6 @@ def test_two_files_that_could_be_the_end_are_refused(swept: Path, tmp_path: Path
         read(tmp_path)
 
 
-def test_a_unit_typed_by_hand_is_refused(swept: Path) -> None:
-    done = run("check", "runs", "--unit", "x", cwd=swept)
-    assert done.returncode == 2
-    assert "--unit is for workers" in done.stderr
-
-
 OWN = """
 import torch
 from torch import nn

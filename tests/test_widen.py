@@ -19,14 +19,16 @@ from torch.nn import functional as F
 from landscape.errors import ProblemError, UsageError
 from landscape.models.activations import SigmoidSoftplus
 from landscape.points.certify import certify_stack
-from landscape.points.escape import EscapeSettings, escape, run_escape
+from landscape.points.escape import escape, run_escape
+from landscape.points.settings import EscapeSettings
 from landscape.problem.layers import Hidden
 from landscape.problem.objective import build_objective
 from landscape.problem.problem import Problem
 from landscape.runtime.pieces import KeptPieces
 from landscape.stack.build import build_stack
-from landscape.widening.networks import Split, find_hidden, shares_of, smoothed, widened, with_fresh
+from landscape.widening.networks import Split, find_hidden, smoothed, widened, with_fresh
 from landscape.widening.run import widen
+from landscape.widening.settings import shares_of
 from landscape.widening.theory import foretell, inner_hessians
 from test_certificate import fixture_problem
 

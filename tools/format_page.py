@@ -8,21 +8,16 @@ from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
 
-from landscape.claims import result as result_checks
-from landscape.points import results as result_escapes
-from landscape.results import fields as results
+from landscape.analyses import ANALYSES
 from landscape.results.fields import AXES, Provenance, Result
-from landscape.slices import result as result_slices
 
 PAGE = Path(__file__).resolve().parent.parent / "docs" / "format.md"
 JSON_FIELDS = "text, JSON"
 
 
 def result_classes() -> list[type[Result]]:
-    """All analyses' results, in the order of the modules."""
-    everything = {**vars(results), **vars(result_escapes), **vars(result_slices), **vars(result_checks)}
-    found = [c for c in everything.values() if isinstance(c, type) and issubclass(c, Result)]
-    return [c for c in found if c is not Result]
+    """All analyses' results, in the order of their list."""
+    return [row.result_class for row in ANALYSES.values()]
 
 
 def table(head: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> str:

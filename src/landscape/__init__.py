@@ -8,49 +8,37 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from landscape.analyses import ANALYSES
+
 __version__ = "0.1.0"
 
 _HOMES = {
-    "Problem": "landscape.problem.problem",
-    "descend": "landscape.points.descend",
-    "escape": "landscape.points.escape",
-    "widen": "landscape.widening.run",
-    "slice": "landscape.slices.run",
-    "spectrum": "landscape.spectra.run",
-    "read_checkpoint": "landscape.checkpoints.checkpoint",
-    "load_problem": "landscape.checkpoints.load",
-    "read_result": "landscape.results.store",
-    "write_result": "landscape.results.store",
+    **{row.name: row.function for row in ANALYSES.values() if row.function is not None},
+    "Problem": "landscape.problem.problem:Problem",
+    "read_checkpoint": "landscape.checkpoints.checkpoint:read_checkpoint",
+    "load_problem": "landscape.checkpoints.load:load_problem",
+    "read_result": "landscape.results.store:read_result",
+    "write_result": "landscape.results.store:write_result",
 }
-__all__ = [
-    "Problem",
-    "__version__",
-    "descend",
-    "escape",
-    "load_problem",
-    "read_checkpoint",
-    "read_result",
-    "slice",
-    "spectrum",
-    "widen",
-    "write_result",
-]
+__all__ = ["__version__", *sorted(_HOMES)]
 
 if TYPE_CHECKING:
-    from landscape.checkpoints.checkpoint import read_checkpoint
-    from landscape.checkpoints.load import load_problem
-    from landscape.points.descend import descend
-    from landscape.points.escape import escape
-    from landscape.problem.problem import Problem
-    from landscape.results.store import read_result, write_result
-    from landscape.slices.run import slice
-    from landscape.spectra.run import spectrum
-    from landscape.widening.run import widen
+    from landscape.checkpoints.checkpoint import read_checkpoint as read_checkpoint
+    from landscape.checkpoints.load import load_problem as load_problem
+    from landscape.points.descend import descend as descend
+    from landscape.points.escape import escape as escape
+    from landscape.problem.problem import Problem as Problem
+    from landscape.results.store import read_result as read_result
+    from landscape.results.store import write_result as write_result
+    from landscape.slices.run import slice as slice
+    from landscape.spectra.run import spectrum as spectrum
+    from landscape.widening.run import widen as widen
 
 
 def __getattr__(name: str) -> Any:
     if name in _HOMES:
-        return getattr(import_module(_HOMES[name]), name)
+        module, _, attribute = _HOMES[name].partition(":")
+        return getattr(import_module(module), attribute)
     raise AttributeError(f"module 'landscape' has no attribute {name!r}")
 
 

@@ -1,4 +1,5 @@
-"""Settings from outside (TOML tables, checkpoint headers) into frozen dataclasses, mistakes explained."""
+"""Settings as frozen dataclasses whose fields say everything: default, help, limits, spelling. Command line options,
+keywords of library functions, TOML tables and checkpoint headers are read into them, mistakes explained."""
 
 from __future__ import annotations
 
@@ -7,15 +8,25 @@ import difflib
 import functools
 import math
 import operator
+import re
 import types
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import MISSING, Field, field, fields
-from typing import TYPE_CHECKING, Any, TypeVar, Union, get_args, get_origin, get_type_hints
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import MISSING, Field, dataclass, field, fields
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from landscape.errors import ProblemError, UsageError
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
+
+# Words of options that several analyses have.
+FLOOR = "Floor, relative to max |eigenvalue|, below which a value counts as zero."
+SUBSET = "Use a random subset of the data, with its sampling error."
+SEED = "Of every random choice."
+DEVICE = "auto, cpu or cuda."
+MEMORY = "Limit for the process; without it, a share of what is free."
+DESCENT = "Iterations of each descent, at most."
+CONTROLS = "Random kicks of the same length to compare with."
 
 S = TypeVar("S", bound="DataclassInstance")
 V = TypeVar("V")
@@ -66,9 +77,116 @@ def keyword_settings(kind: type[S], values: Mapping[str, Any], function: str) ->
     return kind(**{name: _taken(value, known[name], _hints(kind)[name], function) for name, value in values.items()})
 
 
-def in_words(default: Any, words: Callable[[str], Any], example: Any) -> Any:
-    """A dataclass field whose value has a spelling of its own on the command line: what reads it, and one for hints."""
-    return field(default=default, metadata={"words": words, "example": example})
+def option(
+    default: Any,
+    text: str,
+    *,
+    least: int | None = None,
+    inside: Interval | None = None,
+    flag: str | None = None,
+    words: Callable[[str], Any] | None = None,
+    example: Any = None,
+    metavar: str | None = None,
+    many: bool = False,
+) -> Any:
+    """A dataclass field that is an option of a command and a keyword of a library function.
+
+    Args:
+        default: its value where nothing is said. text: one line of help.
+        least: smallest number. inside: where a number must lie.
+        flag: its name on the command line where that is not the field's, without dashes.
+        words: reads the spelling of the command line, and raises UsageError; example: such a value, for hints.
+        metavar: what stands for the value in help. many: whether the option may be repeated; a tuple.
+    """
+    found = {"help": text, "least": least, "inside": inside, "flag": flag, "words": words, "example": example}
+    found |= {"metavar": metavar, "many": many}
+    return field(default=default, metadata={k: v for k, v in found.items() if v is not None and v is not False})
+
+
+@dataclass(frozen=True)
+class Interval:
+    """Numbers from `low` to `high`, with the ends that belong to it: "[)", "()" …"""
+
+    low: float
+    high: float
+    ends: str = "[)"
+
+    def __contains__(self, value: float) -> bool:
+        above = value >= self.low if self.ends[0] == "[" else value > self.low
+        return above and (value <= self.high if self.ends[1] == "]" else value < self.high)
+
+    def __str__(self) -> str:
+        return f"{self.ends[0]}{self.low:g}, {self.high:g}{self.ends[1]}"
+
+
+# A share of something.
+SHARE = Interval(0, 1)
+
+
+def flag_of(setting: Field[Any]) -> str:
+    """The option of a field, with its dashes."""
+    return f"--{setting.metadata.get('flag', setting.name)}".replace("_", "-")
+
+
+def check_options(settings: DataclassInstance) -> None:
+    """Limits and choices of all fields made by `option`.
+
+    Raises:
+        UsageError: a value that is out of them, by the name of its option.
+    """
+    hints = _hints(type(settings))
+    for f in fields(settings):
+        value, told = getattr(settings, f.name), f.metadata
+        choices = choices_of(hints[f.name])
+        if choices and value not in choices:
+            raise UsageError(f"{flag_of(f)} {value!r} is unknown", f"choose {' or '.join(choices)}")
+        if value is None:
+            continue
+        if "least" in told and value < told["least"]:
+            raise UsageError(f"{flag_of(f)} is {value}; it must be at least {told['least']}")
+        if "inside" in told and value not in told["inside"]:
+            raise UsageError(f"{flag_of(f)} is {value}; it must lie in {told['inside']}")
+
+
+def choices_of(hint: Any) -> tuple[str, ...]:
+    """The texts that a `Literal` allows; () for any other type."""
+    return get_args(hint) if get_origin(hint) is Literal else ()
+
+
+def documented(kind: type[S]) -> type[S]:
+    """The dataclass with the help of its options as attributes in its docstring."""
+    lines = [f"    {f.name}: {f.metadata['help']}" for f in fields(kind) if "help" in f.metadata]
+    kind.__doc__ = f"{(kind.__doc__ or '').rstrip()}\n\nAttributes:\n" + "\n".join(lines)
+    return kind
+
+
+def plain_options(settings: DataclassInstance) -> dict[str, Any]:
+    """The settings by name, in plain types: for identities and files."""
+    return {f.name: _listed(getattr(settings, f.name)) for f in fields(settings)}
+
+
+def _listed(value: Any) -> Any:
+    return [_listed(item) for item in value] if isinstance(value, tuple) else value
+
+
+def names_of(params: Sequence[str]) -> tuple[str, ...]:
+    """Patterns of one or several comma-separated --params options."""
+    return tuple(p.strip() for text in params for p in text.split(",") if p.strip())
+
+
+def parse_bytes(text: str) -> int:
+    """ "6GB", "512 MiB" or a plain number of bytes.
+
+    Raises:
+        UsageError: not an amount of memory.
+    """
+    match = re.fullmatch(r"\s*([0-9.]+)\s*([kmgt]?i?)b?\s*", text.lower())
+    try:
+        if match and match[2] in _UNITS and (amount := int(float(match[1]) * _UNITS[match[2]])) > 0:
+            return amount
+    except (ValueError, OverflowError):  # two decimal points; more than a float can hold
+        pass
+    raise UsageError(f"--memory {text!r} is not an amount of memory", "write it like 6GB, 512MiB or 2000000000")
 
 
 def _taken(value: Any, setting: Field[Any], hint: Any, function: str) -> Any:
@@ -95,6 +213,8 @@ def _taken(value: Any, setting: Field[Any], hint: Any, function: str) -> Any:
 def _called(kind: Any) -> str:
     if kind is bool:
         return "True or False"
+    if get_origin(kind) is Literal:
+        return " or ".join(map(repr, get_args(kind)))
     if get_origin(kind) is not tuple:
         return _NAMES[kind]
     inner = get_args(kind)[0]
@@ -107,6 +227,11 @@ def _read(value: Any, kind: Any) -> Any:
         if value is not None:
             raise TypeError
         return None
+    if get_origin(kind) is Literal:
+        value = _read(value, str)
+        if value not in get_args(kind):
+            raise ValueError
+        return value
     if get_origin(kind) is tuple:
         if hasattr(value, "tolist"):  # of NumPy and PyTorch
             value = value.tolist()
@@ -180,6 +305,7 @@ def _converted(value: Any, hint: Any, where: str) -> Any:
     raise ProblemError(f"{where} is {value!r}, which is not {wanted}")
 
 
+_UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12, "ki": 2**10, "mi": 2**20, "gi": 2**30, "ti": 2**40}
 _NAMES: dict[Any, str] = {
     bool: "true or false",
     int: "an integer",

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
+from landscape.checkpoints.source import Source
 from landscape.cli import options as common
 from landscape.cli.terminal import flush, print_note
 from landscape.errors import BatchError, UsageError
@@ -14,7 +16,6 @@ if TYPE_CHECKING:
     from landscape.cli.checking import Request
 
 CLAIMS = ("escape-dimensions", "negative-eigenvalues")
-SCALES = ("small", "medium", "full")
 # Ready-made sweeps that decide a claim, by its name; the longest first.
 SWEEPS: dict[str, tuple[str, ...]] = {
     "escape-dimensions": (
@@ -30,9 +31,10 @@ SEEDS_OF = {
     "random": {"small": 8, "medium": 20, "full": 60},
 }
 # The small scale leaves out what takes longest: the widest networks.
-LESS_OF = {("random", "small"): ("sweep.width=[5, 6, 8, 10]",)}
+LESS_OF = {("random", "small"): {"sweep.width": "[5, 6, 8, 10]"}}
 
 
+@common.options_of(without=("batchnorm",))
 def check(
     runs: Annotated[
         list[str] | None,
@@ -44,58 +46,45 @@ def check(
     ] = None,
     run: Annotated[bool, typer.Option("--run", help="Train the sweeps that decide the claim, into OUT/runs.")] = False,
     scale: Annotated[
-        str,
+        Literal["small", "medium", "full"],
         typer.Option(
             "--scale", help="small: at most 20 minutes on two cores; medium: an hour; full: every protocol whole."
         ),
     ] = "small",
-    problem: common.ProblemOption = None,
-    sets: common.SetOption = None,
-    data: common.DataOption = None,
-    loss: common.LossOption = None,
-    allow_global: common.AllowGlobal = None,
-    key: common.Key = None,
     seed: common.Seed = 0,
     device: common.Device = "auto",
     workers: Annotated[
         int, typer.Option("--workers", help="Experiments at a time, a process each; 0: one a core, or a GPU.")
     ] = 0,
-    unit: Annotated[str | None, typer.Option("--unit", hidden=True)] = None,
-    out: common.Out = common.DEFAULT_OUT,
-    as_json: common.Json = False,
-    force: common.Force = False,
-    quiet: common.Quiet = False,
+    *,
+    source: Source,
+    output: common.Output,
 ) -> None:
     """Decide published claims on a sweep: every part with its statistic, interval and number of seeds.
 
     Writes CLAIM.check.h5. Interrupted, the same command goes on after the last experiment that was finished.
     """
     from landscape.checkpoints.find import check_out
-    from landscape.checkpoints.source import Source
-    from landscape.cli.checking import Request, decide, run_unit
+    from landscape.cli.checking import Request, decide
     from landscape.cli.views.check import print_json, print_one
     from landscape.runtime.interrupts import Interrupted, interruptible
     from landscape.runtime.memory import keep_heap
 
-    names = _checked(claim or list(CLAIMS), scale)
-    if not (runs or run or unit):
+    names = _checked(claim or list(CLAIMS))
+    if not (runs or run):
         raise UsageError("no runs are named", "name a folder of checkpoints, or let --run train them")
     for option, value in (("seed", seed), ("workers", workers)):
         if value < 0:
             raise UsageError(f"--{option} is {value}; it must be at least 0")
-    check_out(out)
+    check_out(output.out)
     keep_heap()
-    source = Source(problem, common.parse_sets(sets), data, loss, tuple(allow_global or ()), key)
     try:
         with interruptible():
             for name in names:
-                request = Request(name, scale, seed, source, out, device, workers, force, quiet)
-                if unit is not None:
-                    run_unit(request, runs or [], unit)
-                    continue
+                request = Request(name, scale, seed, source, output.out, device, workers, output.force, output.quiet)
                 folders = [*(runs or []), *(_trained(request) if run else [])]
                 result, provenance, place = decide(request, folders)
-                (print_json if as_json else print_one)(result, provenance, place)
+                (print_json if output.as_json else print_one)(result, provenance, place)
     except Interrupted as interrupted:
         print_note(f"{interrupted}; finished experiments are kept, repeat the command to go on")
         flush()
@@ -103,14 +92,12 @@ def check(
     flush()
 
 
-def _checked(names: list[str], scale: str) -> list[str]:
+def _checked(names: list[str]) -> list[str]:
     from landscape.settings import suggestion
 
     for name in names:
         if name not in CLAIMS:
             raise UsageError(f"there is no claim {name!r}", suggestion(name, CLAIMS))
-    if scale not in SCALES:
-        raise UsageError(f"there is no scale {scale!r}", f"choose {' or '.join(SCALES)}")
     return list(dict.fromkeys(names))
 
 
@@ -118,19 +105,19 @@ def _trained(request: Request) -> list[str]:
     """The claim's own sweeps, trained by `landscape train`, which does only what is missing."""
     import torch
 
+    from landscape.cli.train import train_all
+    from landscape.cli.worker import task_of
     from landscape.runtime.arithmetic import resolve_device
-    from landscape.runtime.workers import Outcome, Task, run_batch, visible_gpus
+    from landscape.runtime.workers import Outcome, run_batch, visible_gpus
 
     folders = {name: request.out / "runs" / name for name in SWEEPS[request.claim]}
-    quiet = ["--quiet"] if request.quiet else []
     tasks = []
     for name, folder in folders.items():
         kind = name.partition("-")[0]
-        told = ["train", name, "--set", f"sweep.seed=0..{SEEDS_OF.get(kind, SEEDS)[request.scale] - 1}"]
-        for change in LESS_OF.get((kind, request.scale), ()):
-            told += ["--set", change]
-        told += ["--device", request.device, "--out", str(folder), "--json", *quiet]
-        tasks.append(Task(told, name))
+        changes = {"sweep.seed": f"0..{SEEDS_OF.get(kind, SEEDS)[request.scale] - 1}"}
+        changes |= LESS_OF.get((kind, request.scale), {})
+        output = common.Output(folder, True, False, request.quiet)
+        tasks.append(task_of(name, train_all, Path(name), changes, request.device, output))
     on_cpu = resolve_device(request.device).type == "cpu"  # a GPU is planned for as a whole
     workers = request.workers or (torch.get_num_threads() if on_cpu else max(1, len(visible_gpus(request.device))))
 

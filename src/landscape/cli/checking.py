@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -13,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from landscape.checkpoints.source import Source
 from landscape.cli import worker
 from landscape.cli.terminal import print_note
-from landscape.errors import StorageError, UsageError
+from landscape.errors import StorageError
 
 if TYPE_CHECKING:
     from landscape.claims.claim import Claim
@@ -93,7 +92,7 @@ def decide(request: Request, folders: list[str]) -> tuple[Checked, Provenance, P
             pieces = kept_pieces(_aside(place), key)
             made = _computed(request, folders, runs, report, pieces, key)
             settings = {"claim": request.claim, "scale": request.scale, "seed": request.seed, "runs": folders}
-            settings |= {"budget": budget, "problem": worker.words(worker.source_options(request.source))}
+            settings |= {"budget": budget, "problem": _words_of(request.source)}
             provenance = _provenance(key, settings, identity({"files": hashes}), made)
             write_result(place, made, provenance, force=request.force)
             for path in [_aside(place), *worker.parts(place, left_behind=True)]:
@@ -128,6 +127,14 @@ def _computed(
     spent = Spent(0, time.perf_counter() - start, "float64", device, {"notes": ()})
     read = [Read(name, len(members), as_sweep(members)) for name, members in groups.items()]
     return checked(claim, decision, claim.draw(evidence), read, spent)
+
+
+def _words_of(source: Source) -> list[str]:
+    """The options that name the problem, as they are typed."""
+    named = [("--problem", source.problem), *(("--set", f"{k}={v}") for k, v in source.sets.items())]
+    named += [("--data", source.data), ("--loss", source.loss)]
+    named += [*(("--allow-global", name) for name in source.allow_globals), ("--key", source.key)]
+    return [word for option, value in named if value is not None for word in (option, value)]
 
 
 def _provenance(key: str, settings: dict[str, Any], files: str, made: Checked) -> Provenance:
@@ -191,7 +198,7 @@ def _in_workers(
     One that fails is done again by the caller, which then says why; its own words would be the same once more.
     """
     from landscape.runtime.piece_files import kept_pieces
-    from landscape.runtime.workers import Outcome, Task, print_line, run_batch
+    from landscape.runtime.workers import Outcome, print_line, run_batch
 
     place, finished = request.place, [0]
     said: dict[str, list[str]] = {}
@@ -216,36 +223,23 @@ def _in_workers(
             said.setdefault(task.label, []).append(line)
 
     take()
-    base = _arguments(request)
-    tasks = []
-    for number, (name, what) in enumerate(units):
-        told = json.dumps({"name": name, "what": what, "number": number, "key": key})
-        tasks.append(Task(["check", *folders.get(name, []), *base, "--unit", told], f"{name}, {what}"))
+    tasks = [
+        worker.task_of(f"{name}, {what}", run_unit, request, folders.get(name, []), (name, what), number, key)
+        for number, (name, what) in enumerate(units)
+    ]
     try:
         run_batch(tasks, workers, on_done, device=request.device, on_line=on_line)
     finally:
         take()
 
 
-def _arguments(request: Request) -> list[str]:
-    """The command line of a worker, but for its runs and its experiment."""
-    found = ["--claim", request.claim, "--scale", request.scale, "--seed", str(request.seed), "--quiet"]
-    found += ["--out", str(request.out), "--device", request.device]
-    return [*found, *worker.words(worker.source_options(request.source))]
-
-
-def run_unit(request: Request, folders: list[str], unit: str) -> None:
+def run_unit(request: Request, folders: list[str], chosen: tuple[str, str], number: int, key: str) -> None:
     """A worker: one experiment, into a file of its own; what is there already is not done again."""
     from landscape.claims.read_runs import read_runs
     from landscape.claims.runs import Means, populations
     from landscape.runtime.arithmetic import resolve_device
     from landscape.runtime.piece_files import kept_pieces
 
-    try:
-        told = json.loads(unit)
-        chosen, number, key = (told["name"], told["what"]), int(told["number"]), str(told["key"])
-    except (ValueError, KeyError, TypeError):
-        raise UsageError("--unit is for workers that `landscape check` starts", "leave it out") from None
     groups = populations(read_runs(folders, request.source)[0]) if folders else {}
     own = kept_pieces(worker.part(request.place, number), key)
     own.take(kept_pieces(_aside(request.place), key).everything)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from landscape.cli.result_files import PATTERNS, find_results, read_stored
+from landscape.cli.result_files import find_results, read_stored
 from landscape.cli.terminal import print_warning
 from landscape.errors import LandscapeError, StorageError, UsageError
 
@@ -56,7 +56,7 @@ def export(
 
     name = _chosen(kind, out)
     every = MADE[name].every
-    paths = find_results(results, tuple(PATTERNS) if every else ("slice",), mixed=every)
+    paths = find_results(results, None if every else ("slice",), mixed=every)
     targets = _targets(paths, out, MADE[name].suffix)
     for target in targets:
         _refuse(target, force)

@@ -14,6 +14,7 @@ from landscape.cli.terminal import plain, print_note
 if TYPE_CHECKING:
     from landscape.checkpoints.load import Loaded
     from landscape.checkpoints.source import Source
+    from landscape.problem.distributed import Ranks
     from landscape.problem.problem import Problem
     from landscape.results.fields import Provenance, Spent
 
@@ -28,7 +29,7 @@ class Job:
     Attributes:
         command: the subcommand. path: of the checkpoint. place: of the result file.
         loaded: from `load_problem`. problem: the same with its batches read. fingerprint: of these.
-        settings: of the analysis. identity: of the result.
+        settings: of the analysis. identity: of the result. ranks: the processes that share the data, if any do.
     """
 
     command: str
@@ -39,6 +40,7 @@ class Job:
     fingerprint: str
     settings: Mapping[str, Any]
     identity: str
+    ranks: Ranks | None = None
 
     def is_done(self) -> bool:
         """Whether the place holds this very result.

@@ -7,15 +7,14 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from landscape.cli.result_files import PATTERNS, find_results, read_stored
+from landscape.analyses import ANALYSES
+from landscape.cli.result_files import find_results, read_stored
 from landscape.cli.terminal import print_warning
 from landscape.errors import StorageError, UsageError
 
 if TYPE_CHECKING:
     from landscape.results.store import StoredResult
 
-# What several results in one figure are called.
-NAMES = {"spectrum": "spectra.png", "descend": "descents.png", "slice": "slices.png"}
 DEFAULT = Path("landscape-results") / "spectra.png"
 PAGE = ".html"
 
@@ -25,8 +24,8 @@ def plot(
         list[str],
         typer.Argument(
             metavar="RESULT",
-            help="Files that spectrum, descend, escape, widen, slice or check wrote, or surfaces of Li et al. (.h5); "
-            "globs (also **), or folders of them.",
+            help=f"Files that {', '.join(ANALYSES)} wrote, or surfaces of Li et al. (.h5); globs (also **), or folders "
+            "of them.",
         ),
     ],
     by: Annotated[
@@ -61,7 +60,7 @@ def plot(
     from landscape.figures.style import check_format
 
     as_page = html or (out is not None and out.suffix.lower() == PAGE)
-    paths = find_results(results, ("slice",) if as_page else tuple(PATTERNS))
+    paths = find_results(results, ("slice",) if as_page else None)
     if out is not None and not out.is_dir():
         _check_suffix(out) if as_page else check_format(out.suffix)
     found = _whole(paths)
@@ -69,7 +68,7 @@ def plot(
     if len(kinds) > 1:
         raise UsageError(
             f"these are results of different analyses ({', '.join(kinds)}), which share no figure",
-            hint="name the files of one: " + " or ".join(PATTERNS[kind] for kind in kinds),
+            hint="name the files of one: " + " or ".join(ANALYSES[kind].pattern for kind in kinds),
         )
     if as_page:
         _check_page(found)
@@ -140,7 +139,7 @@ def _write(target: Path, data: bytes) -> None:
 
 def choose_target(paths: list[Path], kind: str, out: Path | None, suffix: str) -> Path:
     """The file to write: `out`, inside it if it is a folder, or the default."""
-    several = DEFAULT.with_name(NAMES.get(kind, DEFAULT.name))
+    several = DEFAULT.with_name(f"{ANALYSES[kind].plural}.png")
     default = paths[0].with_suffix(suffix) if len(paths) == 1 else several
     if out is None:
         return default

@@ -71,14 +71,15 @@ def _name(folder: Path) -> str:
 
 def _results(folder: Path, quiet: bool) -> dict[str, list[tuple[Path, StoredResult]]]:
     """All result files below the folder, by analysis; unreadable ones are named and left out."""
-    from landscape.cli.result_files import PATTERNS, read_stored, results_below
+    from landscape.analyses import ANALYSES
+    from landscape.cli.result_files import read_stored, results_below
 
     if not folder.is_dir():
         what = "is a file" if folder.exists() else "does not exist"
         raise UsageError(f"{folder} {what}", "name a folder of result files, such as landscape-results")
     found: dict[str, list[tuple[Path, StoredResult]]] = {}
     broken = 0
-    for kind in PATTERNS:
+    for kind in ANALYSES:
         for path in results_below(folder, kind):
             try:
                 result = read_stored(path, "reports are made")

@@ -7,34 +7,32 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from landscape.analyses import ANALYSES
 from landscape.checkpoints.find import SUFFIXES, natural
 from landscape.errors import UsageError
 
 if TYPE_CHECKING:
     from landscape.results.store import StoredResult
 
-# What a folder or glob is searched for, in this order, by analysis.
-PATTERNS = {kind: f"*.{kind}.h5" for kind in ("spectrum", "descend", "escape", "widen", "slice", "check")}
-WORDS = {"spectrum": "spectra", "slice": "slices", "check": "decided claims"}
 # All that is shown of a slice; the directions themselves may be as large as networks.
 SHOWN = ("x", "y", "plane", "quantile", "direction", "mark", "tensor")
 
 
-def find_results(names: list[str], kinds: Sequence[str] = tuple(PATTERNS), mixed: bool = False) -> list[Path]:
+def find_results(names: list[str], kinds: Sequence[str] | None = None, mixed: bool = False) -> list[Path]:
     """Files named by paths, globs and folders, each once, in the order named.
 
-    In folders, those of the first of `kinds` that is there; of all of them if they may be `mixed`.
+    In folders, those of the first of `kinds` (all analyses) that is there; of all of them if they may be `mixed`.
     """
     paths: dict[Path, Path] = {}
     for name in names:
-        for path in _expand(name, kinds, mixed):
+        for path in _expand(name, tuple(kinds or ANALYSES), mixed):
             paths.setdefault(path.resolve(), path)
     return list(paths.values())
 
 
 def _expand(name: str, kinds: Sequence[str], mixed: bool) -> list[Path]:
     path = Path(name)
-    pattern = PATTERNS[kinds[0]]
+    pattern = ANALYSES[kinds[0]].pattern
     if not path.exists() and glob.has_magic(name):
         matches = sorted((Path(match) for match in glob.glob(name, recursive=True)), key=natural)
         files = [match for match in matches if match.is_file()]
@@ -49,10 +47,12 @@ def _expand(name: str, kinds: Sequence[str], mixed: bool) -> list[Path]:
         files = _below([path], kinds, mixed)
         if not files:
             raise UsageError(
-                f"The folder {name} holds no {WORDS[kinds[0]]} (no {pattern} in it or below).",
+                f"The folder {name} holds no {ANALYSES[kinds[0]].plural} (no {pattern} in it or below).",
                 hint=f"make some first: landscape {kinds[0]} CHECKPOINT... --out {name}",
             )
         return files
+    if not path.exists():
+        raise UsageError(f"{name} does not exist", "check the path; `landscape info FOLDER` lists what is in a folder")
     return [path]
 
 
@@ -68,7 +68,7 @@ def _below(folders: list[Path], kinds: Sequence[str], mixed: bool) -> list[Path]
 
 def results_below(folder: Path, kind: str) -> list[Path]:
     """Results of an analysis in a folder and below it; surfaces of Li et al. count as slices."""
-    found = sorted(folder.rglob(PATTERNS[kind]), key=natural)
+    found = sorted(folder.rglob(ANALYSES[kind].pattern), key=natural)
     if kind == "slice":
         from landscape.export.li_format import surfaces_below
 
@@ -103,5 +103,5 @@ def read_stored(path: Path, purpose: str, whole: bool = False) -> StoredResult:
     if not is_result_file(path):
         return read_surface(path)
     groups = list_groups(path)
-    group = next((kind for kind in PATTERNS if kind in groups), "spectrum")
+    group = next((kind for kind in ANALYSES if kind in groups), "spectrum")
     return read_result(path, group, axes=SHOWN if group == "slice" and not whole else None)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +15,8 @@ from landscape.checkpoints.beside import Inputs, load_beside, sha256_of
 from landscape.checkpoints.source import Source
 from landscape.cli import worker
 from landscape.cli.jobs import Job, load_job
-from landscape.errors import BatchError, UsageError
+from landscape.cli.options import Output
+from landscape.errors import BatchError
 
 if TYPE_CHECKING:
     from landscape.runtime.pieces import KeptPieces, Pieces
@@ -41,36 +44,18 @@ class Request:
     settings: SliceSettings
     source: Source
     inputs: Inputs
-    out: Path
+    output: Output
     leader: Path | None
     workers: int
-    force: bool
-    quiet: bool
-    as_json: bool
     first: list[Frame] = field(default_factory=list)
 
 
 def run_slices(request: Request, checkpoints: list[str]) -> None:
     """All checkpoints, one after the other."""
     from landscape.cli.loop import Command, run_command
-    from landscape.cli.views.slice import print_json, print_many, print_one, warn
-    from landscape.slices.result import Sliced
 
-    def compute(job: Job, report: Progress, pieces: Pieces) -> Sliced:
-        return _surface(request, job, report, pieces)
-
-    command = Command("slice", Sliced, compute, print_json, print_one, print_many, warn=warn)
-    told = told_settings(request)
-    run_command(
-        command,
-        checkpoints,
-        request.source,
-        told,
-        request.out,
-        force=request.force,
-        quiet=request.quiet,
-        as_json=request.as_json,
-    )
+    command = Command("slice", told_settings(request), partial(_surface, request))
+    run_command(command, checkpoints, request.source, request.output)
 
 
 def told_settings(request: Request) -> dict[str, Any]:
@@ -99,7 +84,7 @@ def _surface(request: Request, job: Job, report: Progress, pieces: Pieces) -> Sl
 
     def put(done: Cells, status: str = "running") -> None:
         pieces.put("cells", done.as_plain())
-        _write_partial(job, finish(frame, done, time.perf_counter() - start), status, request.force)
+        _write_partial(job, finish(frame, done, time.perf_counter() - start), status, request.output.force)
 
     left = frame.grid.cells - int(cells.done.sum())
     try:
@@ -136,8 +121,6 @@ def _common(request: Request, job: Job, report: Progress) -> Planes | None:
 
 def _fixed(frame: Frame) -> Planes:
     """The directions of a frame with the ranges that it draws."""
-    from dataclasses import replace
-
     ranges = [(float(axis[0]), float(axis[-1])) for axis in (frame.grid.x, frame.grid.y)]
 
     def planes(plane: int) -> Any:
@@ -170,10 +153,11 @@ def _take(cells: Cells, part: Path, identity: str) -> None:
 
 def _in_workers(request: Request, job: Job, frame: Frame, cells: Cells, report: Progress) -> None:
     """The missing cells, shared out among processes; each keeps its own in a file of its own, which is collected."""
-    from landscape.runtime.workers import Outcome, Task, print_line, run_batch
+    from landscape.runtime.workers import Outcome, print_line, run_batch
 
+    asked = replace(request, first=[])
     tasks = [
-        Task([*_arguments(request, job), "--share", f"{i}/{request.workers}"], f"{job.path.name} {i + 1}")
+        worker.task_of(f"{job.path.name} {i + 1}", run_share, asked, job.path, job.place, job.settings, i)
         for i in range(request.workers)
     ]
     done = dict.fromkeys((t.label for t in tasks), 0)
@@ -200,7 +184,7 @@ def _in_workers(request: Request, job: Job, frame: Frame, cells: Cells, report: 
         )
 
 
-def run_share(request: Request, checkpoint: str, place: Path, share: str) -> None:
+def run_share(request: Request, checkpoint: Path, place: Path, told: Mapping[str, Any], number: int) -> None:
     """A worker: its cells of the frame that lies beside the result, into a file of its own."""
     from landscape.runtime.interrupts import Interrupted, interruptible
     from landscape.runtime.piece_files import kept_pieces
@@ -208,11 +192,8 @@ def run_share(request: Request, checkpoint: str, place: Path, share: str) -> Non
     from landscape.slices.grid import Cells
     from landscape.slices.run import compute
 
-    number, of = (int(part) for part in share.split("/"))
-    job = load_job(request.source, "slice", Path(checkpoint), place, _told_of(place), True)
+    job = load_job(request.source, "slice", checkpoint, place, told, True)
     frame_pieces = kept_pieces(place.with_name(f".{place.name}.pieces"), job.identity)
-    if frame_pieces.get("frame") is None:
-        raise UsageError("--share is for workers that `landscape slice --workers` starts", "leave it out")
     beside = load_beside(request.inputs, job, request.source)
     frame = make_frame(job.problem, request.settings, beside, _silent, frame_pieces)
     cells = Cells(**frame_pieces.get("cells") or Cells.empty(frame.grid, frame.surface.metrics).as_plain())
@@ -227,40 +208,11 @@ def run_share(request: Request, checkpoint: str, place: Path, share: str) -> Non
     tell = worker.teller(lambda stage, done, total: str(done - before), TELL_SECONDS)
     try:
         with interruptible():
-            compute(frame, cells, tell, own.due, put, (number, of))
+            compute(frame, cells, tell, own.due, put, (number, request.workers))
     except Interrupted as interrupted:
         put(cells)
         raise typer.Exit(interrupted.exit_code) from None
 
 
-def _told_of(place: Path) -> dict[str, Any]:
-    """The settings of the partial result that the parent wrote: the same identity."""
-    from landscape.results.store import read_result
-
-    return dict(read_result(place, "slice").provenance.settings)
-
-
 def _silent(stage: str, done: int, total: int) -> None:
     pass
-
-
-def _arguments(request: Request, job: Job) -> list[str]:
-    """The command line of a worker, but for its share."""
-    settings = request.settings
-    found = ["slice", str(job.path), "--result-path", str(job.place), "--quiet", "--dirs", settings.dirs]
-    pairs: list[tuple[str, Any]] = [
-        ("--span", None if settings.span is None else "x".join(map(repr, settings.span))),
-        ("--points", None if settings.points is None else "x".join(map(str, settings.points))),
-        ("--repeat", settings.repeat),
-        *(("--metric", m) for m in settings.metrics),
-        ("--batchnorm", settings.batchnorm if settings.batchnorm != "fixed" else None),
-        *(("--trajectory", p) for p in request.inputs.trajectory),
-        *worker.source_options(request.source),
-        ("--device", settings.device),
-        ("--precision", settings.precision),
-        ("--batch-size", settings.batch_size),
-        ("--memory", settings.memory),
-        ("--samples", settings.samples),
-        ("--seed", settings.seed),
-    ]
-    return [*found, *worker.words(pairs)]

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import math
+import os
 import sys
 from collections.abc import Callable, Sequence
 from typing import Any, ParamSpec, TypeVar
@@ -11,6 +13,8 @@ from typing import Any, ParamSpec, TypeVar
 from rich.console import Console
 
 from landscape.errors import BatchError, LandscapeError, ProblemError
+from landscape.runtime.files import storage_error
+from landscape.runtime.interrupts import Interrupted, interruptible
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -59,6 +63,28 @@ def within_memory(work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
             raise
         said = (str(error).strip().splitlines() or [type(error).__name__])[0]
     raise ProblemError(f"memory has run out: {said[:160]}", "take fewer samples (--samples 1000), or --device cpu")
+
+
+def within_errors(work: Callable[[], object]) -> None:
+    """Do the work of a process; an error becomes one message and an exit code, that of `docs/cli.md`."""
+    try:
+        with interruptible():
+            work()
+    except Interrupted as interrupted:
+        sys.exit(interrupted.exit_code)
+    except LandscapeError as error:
+        print_error(error)
+        sys.exit(error.exit_code)
+    except BrokenPipeError:  # `landscape ... | head`: the reader has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(0)
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            raise
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is buffered has nowhere to go
+        full = storage_error(error, "the output")
+        print_error(full)
+        sys.exit(full.exit_code)
 
 
 def bare(error: LandscapeError) -> LandscapeError:

@@ -28,6 +28,7 @@ ONE_THREAD_BELOW = 200_000
 MOST_ROWS = 40
 
 
+@common.options_of()
 def train(
     sweep: Annotated[
         Path, typer.Argument(metavar="SWEEP.toml", help="What to train (see docs/cli.md), or the name of a ready one.")
@@ -43,30 +44,31 @@ def train(
     device: Annotated[
         str, typer.Option("--device", help="Where stacks are trained: cpu, cuda or auto. One by one is on the CPU.")
     ] = "cpu",
-    out: common.Out = common.DEFAULT_OUT,
-    as_json: common.Json = False,
-    force: common.Force = False,
-    quiet: common.Quiet = False,
+    *,
+    output: common.Output,
 ) -> None:
     """Checkpoints of many widths and seeds: OUT/width=8/seed=0/{initial,step=100,final}.pt.
 
     Repeated, the same command trains only the runs that are missing. A killed run starts again from scratch and
     ends in the same file.
     """
+    train_all(sweep, common.parse_sets(sets), device, output)
+
+
+def train_all(sweep: Path, changes: dict[str, str], device: str, output: common.Output) -> None:
+    """`train`, for a worker process too: the sweep with some of its keys changed."""
     from landscape.runtime.interrupts import Interrupted, interruptible
 
     try:
         with interruptible():
-            _train_all(sweep, common.parse_sets(sets), device, out, force, quiet, as_json)
+            _train_all(sweep, changes, device, output)
     except Interrupted as interrupted:
-        print_note(f"{interrupted}; repeat the command to go on", quiet)
+        print_note(f"{interrupted}; repeat the command to go on", output.quiet)
         flush()
         raise typer.Exit(interrupted.exit_code) from None
 
 
-def _train_all(
-    sweep: Path, changes: dict[str, str], device: str, out: Path, force: bool, quiet: bool, as_json: bool
-) -> None:
+def _train_all(sweep: Path, changes: dict[str, str], device: str, output: common.Output) -> None:
     from landscape.runtime.arithmetic import resolve_device
     from landscape.training.one import parameters_of
     from landscape.training.run_files import check_out
@@ -76,14 +78,14 @@ def _train_all(
 
     device = str(resolve_device(device))
     runs = plan(read_sweep(sweep_file(sweep), changes))
-    if not force:
-        check_out(runs, out)
+    if not output.force:
+        check_out(runs, output.out)
     sizes = {run.label: parameters_of(run) for run in runs}
     done: list[Trained] = []
     failed: list[NumericalError] = []
     work = list(groups(runs, device))
     all_steps = sum(_steps_of(group[0]) for group in work)
-    with stage_progress("train", quiet) as report:
+    with stage_progress("train", output.quiet) as report:
         before = 0  # steps of the groups that are over, at most: one that stops early spends fewer
         for number, group in enumerate(work, start=1):
             label = f"{number} of {len(work)}, {_label(group)}"
@@ -91,16 +93,16 @@ def _train_all(
             def show(stage: str, step: int, label: str = label, before: int = before) -> None:
                 report(f"{label}, {stage}", before + step, all_steps)
 
-            for one in _train_group(group, sizes[group[0].label], out, show, force, device):
+            for one in _train_group(group, sizes[group[0].label], output.out, show, output.force, device):
                 if isinstance(one, NumericalError):
                     failed.append(one)
                     print_error(one)
                 else:
                     done.append(one)
-                    if as_json:
+                    if output.as_json:
                         print(json.dumps(plain(_row(one)), allow_nan=False), flush=True)
             before += _steps_of(group[0])
-    if not as_json and done:
+    if not output.as_json and done:
         _print_table(done)
     flush()
     if failed:

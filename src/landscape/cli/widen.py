@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from landscape.checkpoints.source import Source
 from landscape.cli import options as common
 from landscape.errors import UsageError
+from landscape.widening.settings import SHARES, WidenSettings
 
 if TYPE_CHECKING:
     from torch import nn
@@ -17,112 +21,73 @@ if TYPE_CHECKING:
     from landscape.points.results import Widened
     from landscape.runtime.pieces import Pieces
     from landscape.runtime.progress import Progress
-    from landscape.widening.run import WidenSettings
-
-HOW = ("split", "fresh", "duplicate")
 
 
+@dataclass(frozen=True)
+class Made:
+    """The checkpoint that --write makes: its width, or None for the splits named; and how."""
+
+    to: int | None
+    how: str
+
+
+@common.options_of(WidenSettings, without=("batchnorm",))
 def widen(
     checkpoints: common.Checkpoints,
-    layer: Annotated[str, typer.Option("--layer", help="Linear or convolution layer whose neurons are split.")],
-    following: Annotated[
-        str | None, typer.Option("--next", help="The layer that reads it, where the model's graph does not say.")
-    ] = None,
-    splits: Annotated[
-        list[int] | None, typer.Option("--split", help="Neuron to split, from 0; repeatable. Default: every one.")
-    ] = None,
-    mu: Annotated[
-        list[str] | None,
-        typer.Option("--mu", help="Share of the first copy, or of all: .3,.3,.4; repeatable. Default: -.7 .3 .5 1.8."),
-    ] = None,
-    follow: Annotated[bool, typer.Option("--follow", help="Follow the ways out that open, and say where they end.")] = (
-        False
-    ),
-    controls: Annotated[int, typer.Option("--controls", help="Random kicks of the same length to compare with.")] = 0,
+    source: Source,
+    settings: WidenSettings,
+    *,
     to: Annotated[
         int | None, typer.Option("--to", help="Width of the checkpoint that --write makes.", show_default=False)
     ] = None,
     how: Annotated[
-        str,
+        Literal["split", "fresh", "duplicate"],
         typer.Option("--how", help="--to by split (in equal shares, in turn), fresh (zero output) or duplicate (all)."),
     ] = "split",
     write: Annotated[bool, typer.Option("--write", help="Write the widened checkpoint NAME.widen.pt.")] = False,
-    smooth: Annotated[
-        float | None, typer.Option("--smooth", metavar="BETA", help="softplus(BETA) in place of ReLU.")
-    ] = None,
-    problem: common.ProblemOption = None,
-    sets: common.SetOption = None,
-    steps: Annotated[int, typer.Option("--steps", help="Iterations of each descent, at most.")] = 1000,
-    tau: Annotated[
-        float, typer.Option("--tau", help="Floor, relative to max |eigenvalue|, below which a value counts as zero.")
-    ] = 1e-8,
-    data: common.DataOption = None,
-    loss: common.LossOption = None,
-    allow_global: common.AllowGlobal = None,
-    key: common.Key = None,
-    device: common.Device = "auto",
-    memory: common.Memory = None,
-    samples: common.Samples = None,
-    seed: common.Seed = 0,
-    out: common.Out = common.DEFAULT_OUT,
-    as_json: common.Json = False,
-    force: common.Force = False,
-    quiet: common.Quiet = False,
+    output: common.Output,
 ) -> None:
     """Function-preserving widening: which splits of a neuron open a way out of this point, and where it leads.
 
     For every neuron and share: the negative and zero eigenvalues that second order foretells for the wide network,
     those it has, and the lowest one. In float64.
     """
-    from landscape.checkpoints.source import Source
     from landscape.cli.loop import Command, run_command
-    from landscape.cli.views.widen import print_json, print_many, print_one, warn
-    from landscape.points.results import Widened
-    from landscape.runtime.memory import parse_bytes
-    from landscape.widening.networks import shares_of
-    from landscape.widening.run import SHARES, WidenSettings, run_widen
 
-    if how not in HOW:
-        raise UsageError(f"--how {how!r} is unknown", f"choose one of {', '.join(HOW)}")
-    shares = tuple(shares_of(text) for text in mu) if mu else SHARES
-    settings = WidenSettings(
-        layer=layer,
-        following=following,
-        neurons=tuple(splits or ()),
-        shares=shares,
-        follow=follow,
-        controls=controls,
-        smooth=smooth,
-        tau=tau,
-        steps=steps,
-        samples=samples,
-        seed=seed,
-        device=device,
-        memory=None if memory is None else parse_bytes(memory),
-    )
-    if write and to is None and not (splits and mu and len(splits) == len(shares)):
+    chosen = settings.neurons and settings.shares is not SHARES and len(settings.neurons) == len(settings.shares)
+    if write and to is None and not chosen:
         raise UsageError(
             "--write needs to know what to write",
             "give the width, --to 8, or the splits to make: --split 0 --mu 0.5, as many of each",
         )
     if to is not None and not write:
         raise UsageError("--to is the width of the checkpoint that --write makes", "add --write")
+    made = Made(to, how) if write else None
+    command = Command(
+        "widen",
+        {**settings.as_dict(), "write": [to, how] if write else None},
+        partial(compute, settings),
+        beside=partial(_beside, settings, made),
+        there=partial(_is_there, made),
+    )
+    run_command(command, checkpoints, source, output)
 
-    def compute(job: Job, report: Progress, pieces: Pieces) -> Widened:
-        _refuse_half(job)
-        return run_widen(job.problem, settings, report)
 
-    def beside(job: Job, result: Widened) -> None:
-        if write:
-            _write(job, settings, to, how)
+def compute(settings: WidenSettings, job: Job, report: Progress, pieces: Pieces) -> Widened:
+    """The splits of one checkpoint."""
+    from landscape.widening.run import run_widen
 
-    def there(job: Job) -> bool:
-        return not write or _target(job).exists()
+    _refuse_half(job)
+    return run_widen(job.problem, settings, report)
 
-    command = Command("widen", Widened, compute, print_json, print_one, print_many, beside, there, warn)
-    source = Source(problem, common.parse_sets(sets), data, loss, tuple(allow_global or ()), key)
-    told: dict[str, Any] = {**settings.as_dict(), "write": [to, how] if write else None}
-    run_command(command, checkpoints, source, told, out, force=force, quiet=quiet, as_json=as_json)
+
+def _beside(settings: WidenSettings, made: Made | None, job: Job, result: Widened) -> None:
+    if made is not None:
+        _write(job, settings, made.to, made.how)
+
+
+def _is_there(made: Made | None, job: Job) -> bool:
+    return made is None or _target(job).exists()
 
 
 def _refuse_half(job: Job) -> None:

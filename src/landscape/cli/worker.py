@@ -1,39 +1,35 @@
-"""What a command and its worker processes say to each other: command lines, progress, files of pieces."""
+"""What a command and its worker processes say to each other: requests, progress, files of pieces."""
 
 from __future__ import annotations
 
 import os
 import sys
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import typer
 
 if TYPE_CHECKING:
-    from landscape.checkpoints.source import Source
+    from landscape.runtime.workers import Task
 
 # A worker says how far it is in lines on stderr that begin so.
 SAYS = "@progress "
 
 
-def source_options(source: Source) -> list[tuple[str, Any]]:
-    """The options that name a problem, for a worker's command line."""
-    return [
-        ("--problem", source.problem),
-        *(("--set", f"{k}={v}") for k, v in source.sets.items()),
-        ("--data", source.data),
-        ("--loss", source.loss),
-        *(("--allow-global", name) for name in source.allow_globals),
-        ("--key", source.key),
-        ("--batchnorm", source.batchnorm),
-    ]
+def guarded(work: Callable[..., object], *arguments: object) -> None:
+    """What a worker process calls: `work`, its errors said and made exit codes, as of a command."""
+    from landscape.cli.terminal import within_errors
+
+    within_errors(lambda: work(*arguments))
 
 
-def words(options: Iterable[tuple[str, Any]]) -> list[str]:
-    """Options as words of a command line, without those that are None."""
-    return [word for option, value in options if value is not None for word in (option, str(value))]
+def task_of(label: str, work: Callable[..., object], *arguments: object) -> Task:
+    """A task of a worker process, which calls a function of a module."""
+    from landscape.runtime.workers import call
+
+    return call(guarded, work, *arguments, label=label)
 
 
 def part(place: Path, number: int) -> Path:

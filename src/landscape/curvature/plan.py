@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import Any, Literal, get_args
 
 from landscape.errors import UsageError
 
-OPERATORS = ("hessian", "ggn", "residual")
-STRATEGIES = ("kept", "linearize", "recompute")
+Operator = Literal["hessian", "ggn", "residual"]
+Strategy = Literal["auto", "kept", "linearize", "recompute"]
+OPERATORS: tuple[str, ...] = get_args(Operator)
+STRATEGIES: tuple[str, ...] = get_args(Strategy)[1:]
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import textwrap
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,11 @@ from landscape.results.reading import StoredLike
 HEIGHT, COLUMNS = 2.6, 3
 # Between the series of a panel that have intervals, so that these do not hide each other; of the range of x.
 SHIFT = 0.014
+
+
+def draw(found: Sequence[StoredLike], by: str | None) -> tuple[Figure, list[str]]:
+    """The figure of the only result, and what its readers must know."""
+    return draw_check(found[0]), []
 
 
 def draw_check(result: StoredLike) -> Figure:

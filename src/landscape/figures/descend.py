@@ -25,6 +25,11 @@ COLOURS = dict(
 ZERO = 1e-34
 
 
+def draw(found: Sequence[StoredLike], by: str | None) -> tuple[Figure, list[str]]:
+    """The figure, and what its readers must know."""
+    return draw_descents(found, by), []
+
+
 def draw_descents(results: Sequence[StoredLike], by: str | None = None) -> Figure:
     """Four panels; every descent is a line in the colour of its verdict."""
     series = arrange(results, by)

@@ -14,7 +14,7 @@ from matplotlib.ticker import FixedFormatter, FixedLocator
 from landscape.figures.scale import set_asinh
 from landscape.figures.series import Row, Series, arrange
 from landscape.figures.spectra_panels import KEY, draw_summaries
-from landscape.figures.spectrum import FLOOR, spectrum_limits, tint_negative
+from landscape.figures.spectrum_detail import FLOOR, spectrum_limits, tint_negative
 from landscape.figures.style import INK, MUTED, NEGATIVE, Colour, new_figure, paper_style, sequence_colours
 from landscape.figures.transform import from_axis, to_axis
 from landscape.figures.values import Curve, bin_width, one_operator, pairs, per_decade, resolution, shared_width

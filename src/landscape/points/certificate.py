@@ -7,11 +7,12 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any
 
+from landscape.points.settings import TAU
+
 # Stationary: ‖∇L‖ <= STATIONARY · what parts of the data pull, each by itself; or max |∇L| within so many times its
 # rounding.
 STATIONARY, ROUNDING = 1e-8, 10.0
-# Eigenvalues within this share of max |λ| are zero, unless the caller says otherwise.
-TAU = 1e-6
+# Further floors at which zeros are counted.
 TAUS = (1e-8, 1e-6, 1e-4)
 # Gradient-flat (Frye et al. 2021): ‖H∇L‖ / (‖H‖ ‖∇L‖) below this while the gradient is well above rounding.
 FLAT = 1e-3

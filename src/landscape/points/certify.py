@@ -11,9 +11,10 @@ import torch
 from torch import Tensor
 
 from landscape.errors import ProblemError
-from landscape.points.certificate import TAU, TAUS, VANISHING, Certificate, Interval, Kinks, Pair, SecondHalf
+from landscape.points.certificate import TAUS, VANISHING, Certificate, Interval, Kinks, Pair, SecondHalf
 from landscape.points.gradient_scale import gradient_noise, part_gradients
 from landscape.points.kinks import Sides, corners, examine, piecewise, unseen
+from landscape.points.settings import TAU
 from landscape.problem.last_places import LastPlaces
 from landscape.problem.symmetries import Symmetries, neurons, symmetries_of, zero_modes
 from landscape.runtime.arithmetic import is_out_of_memory, strict_arithmetic

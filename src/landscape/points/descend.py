@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
@@ -13,82 +12,26 @@ import torch
 from torch import Tensor, nn
 
 from landscape.curvature.trust import certifiable
-from landscape.errors import LandscapeError, ProblemError, UsageError
+from landscape.errors import LandscapeError, ProblemError
 from landscape.optim.damped import REASONS
-from landscape.points.certificate import TAU, TAUS, Certificate
+from landscape.points.certificate import TAUS, Certificate
 from landscape.points.certify import certify_stack
-from landscape.points.descent import TARGETS, Trajectory, Way, descend_stack, flow_stack
+from landscape.points.descent import Trajectory, Way, descend_stack, flow_stack
 from landscape.points.descent_large import certify_large, descend_large
+from landscape.points.settings import DescendSettings
 from landscape.problem.batches import chosen, fingerprint, read_batches
 from landscape.problem.objective import Objective, build_widest
 from landscape.problem.parameters import Layout
 from landscape.problem.problem import Problem, at_point
 from landscape.results.fields import Descended, Spent
 from landscape.runtime.arithmetic import resolve_device
-from landscape.runtime.memory import parse_bytes
 from landscape.runtime.progress import Progress
-from landscape.settings import in_words, keyword_settings
+from landscape.settings import keyword_settings
 from landscape.stack.build import build_stack, stack_key
 
-METHODS = ("auto", "newton", "flow", "lbfgs", "newton-krylov", "newton-mr")
 STACKED = ("auto", "newton", "flow")
 # Dense steps up to here; dense certificates of matrix-free descents up to there.
 DENSE_STEPS, DENSE_CERTIFICATE = 1000, 3000
-
-
-@dataclass(frozen=True)
-class DescendSettings:
-    """All options of `descend`; the command line and the library share these names and defaults.
-
-    Attributes:
-        to: "minimum" (saddles on the way are left) or "critical" (whatever index is nearest).
-        method: "auto": Levenberg–Marquardt while it gains, then saddle-free Newton, in stacks; beyond 1,000
-            parameters L-BFGS, then Newton–Krylov (or Newton-MR to a critical point). "newton": without
-            Levenberg–Marquardt. "flow": gradient flow. "lbfgs", "newton-krylov", "newton-mr": matrix-free.
-        steps: iterations, at most. gradient: aim for max |∇L|, as a share of what parts of the data pull.
-        tau: relative floor of the verdict. samples: a random subset of the data. seed: of random choices.
-        device: "auto", "cpu", "cuda". precision: "auto" (float64, or the model's own where it runs in no
-            other), "float64", "float32".
-        memory: limit in bytes for the whole process. max_products: for the certificate of a large network.
-    """
-
-    to: str = "minimum"
-    method: str = "auto"
-    steps: int = 1000
-    gradient: float = 1e-13
-    tau: float = TAU
-    samples: int | None = None
-    seed: int = 0
-    device: str = "auto"
-    precision: str = "auto"
-    memory: int | None = in_words(None, parse_bytes, "6GB")
-    max_products: int = 500
-
-    def __post_init__(self) -> None:
-        for name, value, known in (("to", self.to, TARGETS), ("method", self.method, METHODS)):
-            if value not in known:
-                raise UsageError(f"--{name} {value!r} is unknown", f"choose one of {', '.join(known)}")
-        if self.precision not in ("auto", "float64", "float32"):
-            raise UsageError(f"there is no precision {self.precision!r} here", "choose auto, float64 or float32")
-        for name in ("steps", "max_products", "samples", "memory"):
-            value = getattr(self, name)
-            if value is not None and value < (0 if name == "steps" else 1):
-                raise UsageError(f"--{name.replace('_', '-')} is {value}; it must be at least 1")
-        if not 0 < self.gradient < 1 or not 0 <= self.tau < 1:
-            raise UsageError("--gradient must lie in (0, 1) and --tau in [0, 1)")
-        if self.method == "newton-mr" and self.to == "minimum":
-            raise UsageError("newton-mr ends at critical points of any index", "add --to critical")
-        if self.to == "critical" and self.method in ("lbfgs", "newton-krylov", "flow"):
-            raise UsageError(f"{self.method} goes to minima", "use --method auto or newton-mr with --to critical")
-
-    def as_dict(self) -> dict[str, Any]:
-        """Plain types, for identities and files."""
-        return asdict(self)
-
-    @property
-    def way(self) -> Way:
-        gauss_newton = self.method == "auto"
-        return Way(self.to, self.steps, self.gradient, self.tau, gauss_newton=gauss_newton)
 
 
 def descend(
@@ -118,6 +61,11 @@ def descend(
     if isinstance(found, LandscapeError):
         raise found
     return found
+
+
+def _way(settings: DescendSettings) -> Way:
+    """The settings as the descents of stacks take them."""
+    return Way(settings.to, settings.steps, settings.gradient, settings.tau, gauss_newton=settings.method == "auto")
 
 
 def run_descents(
@@ -225,9 +173,9 @@ def _stacked(
     stack, theta = build_stack(problems, objective=first, memory=settings.memory)
     before = stack.values(theta)
     follow = flow_stack if settings.method == "flow" else descend_stack
-    ended, paths = follow(stack, theta, settings.way, progress)
+    ended, paths = follow(stack, theta, _way(settings), progress)
     halves = [p.second_half for p in paths]
-    gauss_newton = settings.way.gauss_newton and settings.to == "minimum" and stack.least_squares_like
+    gauss_newton = settings.method == "auto" and settings.to == "minimum" and stack.least_squares_like
     method = "levenberg-marquardt, newton" if gauss_newton else settings.method.replace("auto", "newton")
     certificates = certify_stack(stack, ended.theta, tau=settings.tau, full_data=full, halves=halves)
     seconds = (time.perf_counter() - start) / len(problems)
@@ -259,7 +207,7 @@ def _one_large(
     notes: tuple[str, ...],
 ) -> Descended:
     start = time.perf_counter()
-    before, way, products = objective.value(), settings.way, 0
+    before, way, products = objective.value(), _way(settings), 0
     methods = [settings.method]
     if settings.method == "auto":
         methods = ["newton-mr"] if settings.to == "critical" else ["lbfgs", "newton-krylov"]

@@ -15,13 +15,13 @@ from landscape.optim.damped import CONVERGED, REASONS, RUNAWAY, STEPS, Descent, 
 from landscape.optim.flow import Flow, gradient_flow
 from landscape.optim.levenberg_marquardt import levenberg_marquardt
 from landscape.optim.newton import escape_direction, gradient_norm_newton, saddle_free_newton
-from landscape.points.certificate import TAU, SecondHalf
+from landscape.points.certificate import SecondHalf
 from landscape.points.certify import loss_floor, vanishing
 from landscape.points.gradient_scale import part_gradients
+from landscape.points.settings import TAU
 from landscape.runtime.progress import Progress
 from landscape.stack.stack import Stack
 
-TARGETS = ("minimum", "critical")
 # Gauss–Newton steps go on while they gain this share of the loss in so many iterations.
 WINDOW, PROGRESS = 20, 0.2
 # A flow ends where max |∇L| is this share of what parts of the data pull at its start.

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
@@ -13,22 +12,22 @@ import torch
 from torch import Tensor
 
 from landscape.curvature.trust import certifiable
-from landscape.errors import NumericalError, UsageError
-from landscape.points.certificate import TAU, TAUS, Certificate, SecondHalf, from_dict
+from landscape.errors import NumericalError
+from landscape.points.certificate import TAUS, Certificate, SecondHalf, from_dict
 from landscape.points.certify import certify_dense, dense_hessians
 from landscape.points.descent import Trajectory, Way, descend_stack
 from landscape.points.descent_large import LowestPair, certify_large, descend_large, move
 from landscape.points.results import Escaped
+from landscape.points.settings import EscapeSettings
 from landscape.points.ways_out import DENSE_STEPS, Followed, Sides, best_steps, follow, follow_large, kicks, profile
 from landscape.problem.batches import chosen
 from landscape.problem.objective import Objective, build_widest
 from landscape.problem.problem import Problem, at_point
 from landscape.results.fields import Spent
 from landscape.runtime.arithmetic import resolve_device
-from landscape.runtime.memory import parse_bytes
 from landscape.runtime.pieces import FORGETFUL, Pieces
 from landscape.runtime.progress import Progress
-from landscape.settings import in_words, keyword_settings
+from landscape.settings import keyword_settings
 from landscape.stack.build import build_stack
 from landscape.stack.stack import Stack
 
@@ -39,47 +38,6 @@ HALF, REACH = 40, 1.6
 # Without a step that gains: this share of ‖θ‖.
 FALLBACK = 0.3
 SIDES = ("+", "-")
-
-
-@dataclass(frozen=True)
-class EscapeSettings:
-    """All options of `escape`; the command line and the library share these names and defaults.
-
-    Attributes:
-        descend: first go to the critical point (of any index) of the checkpoint's own basin.
-        certify_only: name the point and its direction, and follow nothing.
-        controls: random kicks of the same length to compare with.
-        steps: iterations of each descent, at most. tau: relative floor of the verdicts.
-        samples: a random subset of the data. seed: of random choices. device: "auto", "cpu", "cuda".
-        precision: "auto" (float64, or the model's own where it runs in no other), "float64" or "float32".
-        memory: limit in bytes for the whole process. max_products: for the lowest eigenvalue of a large network.
-    """
-
-    descend: bool = False
-    certify_only: bool = False
-    controls: int = 0
-    steps: int = 1000
-    tau: float = TAU
-    samples: int | None = None
-    seed: int = 0
-    device: str = "auto"
-    precision: str = "auto"
-    memory: int | None = in_words(None, parse_bytes, "6GB")
-    max_products: int = 500
-
-    def __post_init__(self) -> None:
-        if self.precision not in ("auto", "float64", "float32"):
-            raise UsageError(f"there is no precision {self.precision!r} here", "choose auto, float64 or float32")
-        for name, least in (("controls", 0), ("steps", 1), ("max_products", 1), ("samples", 1), ("memory", 1)):
-            value = getattr(self, name)
-            if value is not None and value < least:
-                raise UsageError(f"--{name.replace('_', '-')} is {value}; it must be at least {least}")
-        if not 0 <= self.tau < 1:
-            raise UsageError("--tau must lie in [0, 1)")
-
-    def as_dict(self) -> dict[str, Any]:
-        """Plain types, for identities and files."""
-        return asdict(self)
 
 
 def escape(

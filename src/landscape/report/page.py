@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
+from landscape.analyses import ANALYSES
 from landscape.report import check as claims
 from landscape.report import results
 from landscape.report.document import Block, Document, Heading, Paragraph
@@ -25,7 +26,7 @@ def make_page(title: str, found: Mapping[str, list[tuple[Path, StoredResult]]]) 
         )
         for label, (path, result) in zip(claims.labels(decided), decided, strict=True):
             blocks += claims.section(path, result, label)
-    for kind in results.WORDS:
-        if found.get(kind):
+    for kind in ANALYSES:
+        if kind != "check" and found.get(kind):
             blocks += results.section(kind, found[kind])
     return Document(title, tuple(blocks))

@@ -5,34 +5,29 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
+from landscape.analyses import ANALYSES
 from landscape.errors import LandscapeError
-from landscape.figures.choice import SINGLE, draw
+from landscape.figures.choice import draw
 from landscape.figures.style import render
 from landscape.report.document import Block, Bullets, Cell, Folded, Heading, Paragraph, Picture, Table
 from landscape.results.store import StoredResult
 
-WORDS = {
-    "spectrum": "Spectra",
-    "descend": "Descents",
-    "escape": "Escapes",
-    "widen": "Widened networks",
-    "slice": "Slices",
-}
 # Figures of analyses that show one result each: so many of them; and results that share a figure, at most.
 SHOWN, SHARED = 6, 60
 
 
 def section(kind: str, found: list[tuple[Path, StoredResult]]) -> Iterator[Block]:
     """The results of one analysis, at least one."""
-    yield Heading(f"{WORDS[kind]} ({len(found)})", 2, kind)
+    analysis = ANALYSES[kind]
+    yield Heading(f"{analysis.title} ({len(found)})", 2, kind)
     results = [r for _, r in found]
-    if kind in SINGLE:
+    if analysis.alone:
         for number, (path, result) in enumerate(found[:SHOWN]):
             yield from _picture([result], f"{kind}-{number + 1}", str(path))
         if len(found) > SHOWN:
             yield Paragraph(f"The figures of the first {SHOWN} of them; `landscape plot FILE` draws the others.")
     else:
-        yield from _picture(results[:SHARED], kind, f"{WORDS[kind].lower()} of {len(found)} checkpoints")
+        yield from _picture(results[:SHARED], kind, f"{analysis.plural} of {len(found)} checkpoints")
         if len(found) > SHARED:
             yield Paragraph(f"The figure shows the first {SHARED} of them.")
     yield Folded("1 result file" if len(found) == 1 else f"{len(found)} result files", (_files(found),))

@@ -5,7 +5,6 @@ from __future__ import annotations
 import ctypes
 import gc
 import os
-import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -13,40 +12,12 @@ import psutil
 import torch
 from torch import Tensor
 
-from landscape.errors import UsageError
-
-_UNITS = {
-    "": 1,
-    "k": 10**3,
-    "m": 10**6,
-    "g": 10**9,
-    "t": 10**12,
-    "ki": 2**10,
-    "mi": 2**20,
-    "gi": 2**30,
-    "ti": 2**40,
-}
 # The part of free memory that an analysis may take unasked.
 DEFAULT_SHARE = 0.6
 # The part of what a user's limit leaves that kept graphs may take.
 LIMIT_KEPT = 0.3
 # How many workers of ours share each GPU, said by the process that starts them.
 SHARERS = "LANDSCAPE_WORKERS_PER_GPU"
-
-
-def parse_bytes(text: str) -> int:
-    """ "6GB", "512 MiB" or a plain number of bytes.
-
-    Raises:
-        UsageError: not an amount of memory.
-    """
-    match = re.fullmatch(r"\s*([0-9.]+)\s*([kmgt]?i?)b?\s*", text.lower())
-    try:
-        if match and match[2] in _UNITS and (amount := int(float(match[1]) * _UNITS[match[2]])) > 0:
-            return amount
-    except (ValueError, OverflowError):  # two decimal points; more than a float can hold
-        pass
-    raise UsageError(f"--memory {text!r} is not an amount of memory", "write it like 6GB, 512MiB or 2000000000")
 
 
 def usable_bytes(device: torch.device, limit: int | None = None) -> int:

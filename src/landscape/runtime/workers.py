@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import itertools
 import os
+import pickle
 import selectors
 import subprocess
 import sys
+import tempfile
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -16,10 +18,10 @@ from typing import IO
 from landscape.errors import BatchError, UsageError
 from landscape.runtime.interrupts import deferred, interruptible
 
-__all__ = ["Outcome", "Task", "run_batch", "visible_gpus"]
+__all__ = ["Outcome", "Task", "call", "run_batch", "visible_gpus"]
 
 # -P: like the installed command, and unlike plain -m, never import from the folder we happen to be in.
-PROGRAM = (sys.executable, "-P", "-m", "landscape")
+PROGRAM = (sys.executable, "-P", "-m", "landscape.runtime.work")
 ATTEMPTS = 2  # a worker killed by a signal (out of memory, kill -9) gets a second chance
 STOP_SECONDS = 20.0  # for workers to write what they have after SIGTERM
 TICK_SECONDS = 0.1
@@ -30,10 +32,17 @@ VISIBLE = "CUDA_VISIBLE_DEVICES"
 
 @dataclass(frozen=True)
 class Task:
-    """One command line of `landscape`, without the program; `label` names it on the terminal."""
+    """What one process does: words of its command line after the program's, and what it reads from stdin; `label` names
+    it on the terminal."""
 
     argv: list[str]
     label: str
+    request: bytes = b""
+
+
+def call(function: Callable[..., object], *arguments: object, label: str) -> Task:
+    """A task that calls a function of a module with arguments, all of which can be pickled."""
+    return Task([], label, pickle.dumps((function, arguments)))
 
 
 @dataclass(frozen=True)
@@ -190,14 +199,17 @@ def _start(
     selector: selectors.BaseSelector,
 ) -> _Worker:
     try:
-        process = subprocess.Popen(
-            [*program, *task.argv],
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            env=environment if gpu is None else {**environment, VISIBLE: gpu},
-            process_group=0,  # so that Ctrl-C reaches us alone and the workers get one signal, not two
-        )
+        with tempfile.TemporaryFile() as request:  # no pipe: a worker that does not read would block us
+            request.write(task.request)
+            request.seek(0)
+            process = subprocess.Popen(
+                [*program, *task.argv],
+                stdin=request,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                env=environment if gpu is None else {**environment, VISIBLE: gpu},
+                process_group=0,  # so that Ctrl-C reaches us alone and the workers get one signal, not two
+            )
     except OSError as error:
         raise BatchError(
             f"cannot start a worker for {task.label}: {error.strerror}", "repeat with fewer --workers"

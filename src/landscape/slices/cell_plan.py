@@ -20,7 +20,7 @@ from landscape.runtime.arithmetic import is_out_of_memory
 from landscape.runtime.memory import release_cached, synchronise, usable_bytes
 from landscape.runtime.pieces import FORGETFUL, Pieces
 from landscape.slices.cells import CellPlan, Surface, cell_values
-from landscape.slices.metrics import CURVED
+from landscape.slices.settings import CURVED
 from landscape.stack.build import unit_bytes
 
 # Fewer cells than this are not worth a search: the rule is taken.

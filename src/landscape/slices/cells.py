@@ -25,7 +25,8 @@ from landscape.problem.graph import gradients
 from landscape.problem.objective import Objective
 from landscape.problem.problem import Batch
 from landscape.runtime.arithmetic import strict_arithmetic
-from landscape.slices.metrics import CURVED, classified, outputs_of
+from landscape.slices.metrics import classified, outputs_of
+from landscape.slices.settings import CURVED
 
 # Of eigenvalues at cells.
 RTOL, MAX_PRODUCTS = 1e-2, 200

@@ -15,14 +15,15 @@ from landscape.problem.batches import chosen
 from landscape.problem.objective import Objective, build_objective
 from landscape.problem.parameters import layout_of, trainable
 from landscape.problem.problem import Batch, Problem
-from landscape.runtime.arithmetic import resolve_device
+from landscape.runtime.arithmetic import resolve_device, resolve_dtype
 from landscape.runtime.pieces import FORGETFUL, Pieces
 from landscape.runtime.progress import Progress
 from landscape.slices.cell_plan import cut, plan_cells
 from landscape.slices.cells import CellPlan, Surface, cell_values, normalisations, recalibrated
 from landscape.slices.derivative_check import Checked, Exact, check_surface, exact_derivatives
+from landscape.slices.direction_words import parse_directions
 from landscape.slices.directions import make_directions
-from landscape.slices.directions.direction import Around, Direction, Eigenvectors, parse_directions
+from landscape.slices.directions.direction import Around, Direction, Eigenvectors
 from landscape.slices.grid import Grid, Marks, as_plain, axis_of, default_reach, from_plain, project
 from landscape.slices.metrics import check_classes
 from landscape.slices.settings import LINE, PLANE, SliceSettings
@@ -142,7 +143,7 @@ def _objective(problem: Problem, used: list[Batch], settings: SliceSettings) -> 
         problem,
         batches=used,
         device=device,
-        dtype=settings.dtype(own),
+        dtype=resolve_dtype(settings.precision, own),
         memory=settings.memory,
     )
     if "accuracy" in settings.measured:

@@ -13,10 +13,6 @@ from landscape.problem.objective import Objective
 from landscape.problem.problem import Batch
 from landscape.runtime.arithmetic import strict_arithmetic
 
-# Every metric of a cell: unit-less name, and what it needs.
-METRICS = ("loss", "accuracy", "gradient_norm", "lambda_max", "lambda_min")
-CURVED = ("lambda_max", "lambda_min")
-
 
 @contextmanager
 def outputs_of(model: nn.Module) -> Iterator[list[Tensor]]:

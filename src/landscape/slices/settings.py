@@ -4,22 +4,29 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
-from typing import Any
-
-import torch
+from dataclasses import dataclass
+from typing import Any, Literal
 
 from landscape.errors import UsageError
-from landscape.runtime.arithmetic import resolve_dtype
-from landscape.runtime.memory import parse_bytes
-from landscape.settings import in_words
-from landscape.slices.directions.direction import parse_directions
-from landscape.slices.metrics import METRICS
+from landscape.settings import (
+    DEVICE,
+    MEMORY,
+    SEED,
+    SUBSET,
+    check_options,
+    documented,
+    option,
+    parse_bytes,
+    plain_options,
+)
+from landscape.slices.direction_words import parse_directions
 
 # Half-widths that floating point can do something with; cells that a file can hold.
 SHORTEST, LONGEST, MOST_CELLS = 1e-12, 1e12, 10**7
 LINE, PLANE = (51,), (41, 41)
-BATCHNORM = ("fixed", "recalibrate")
+# Every metric of a cell, and those that are eigenvalues.
+METRICS = ("loss", "accuracy", "gradient_norm", "lambda_max", "lambda_min")
+CURVED = ("lambda_max", "lambda_min")
 
 
 def numbers(text: str | None, option: str, kind: type[int] | type[float]) -> tuple[Any, ...] | None:
@@ -40,38 +47,52 @@ def metrics_of(texts: Sequence[str]) -> tuple[str, ...]:
     return tuple(m.strip().replace("-", "_") for text in texts for m in text.split(",") if m.strip())
 
 
+@documented
 @dataclass(frozen=True)
 class SliceSettings:
     """All options of `slice`; the command line and the library share these names and defaults.
 
-    Attributes:
-        dirs: directions in words, see `direction.parse_directions`.
-        span: half-widths of the axes, (s,) or (sx, sy); None: what suits the directions.
-        points: cells along the axes, (n,) for a line, (nx, ny) for a plane; None: 51, or 41 by 41.
-        repeat: random planes. metrics: besides the loss. batchnorm: fixed | recalibrate.
-        samples: a random subset of the data. seed: of random choices. device: "auto", "cpu", "cuda".
-        precision: "auto" (the checkpoint's own, at least float32), "float32" or "float64".
-        batch_size: samples a forward pass; None: by timing. memory: limit in bytes for the whole process.
+    `span` and `points` have one number a line's axis, or two for a plane; precision "auto" is the checkpoint's own, at
+    least float32. See `direction_words.parse_directions` for the words of `dirs`.
     """
 
-    dirs: str = "random"
-    span: tuple[float, ...] | None = in_words(None, lambda text: numbers(text, "--span", float), (1.0, 0.5))
-    points: tuple[int, ...] | None = in_words(None, lambda text: numbers(text, "--points", int), (41, 41))
-    repeat: int = 1
-    metrics: tuple[str, ...] = in_words((), lambda text: metrics_of([text]), ("accuracy",))
-    batchnorm: str = "fixed"
-    samples: int | None = None
-    seed: int = 0
-    device: str = "auto"
-    precision: str = "auto"
-    batch_size: int | None = None
-    memory: int | None = in_words(None, parse_bytes, "6GB")
+    dirs: str = option(
+        "random",
+        "random, hessian, gradient, pca, between:to=CKPT or file:path=FILE; two are joined with +.",
+        metavar="KIND[:OPTION=VALUE,...]",
+    )
+    span: tuple[float, ...] | None = option(
+        None,
+        "Half-width of the axes; what suits the directions if left out.",
+        words=lambda text: numbers(text, "--span", float), example=(1.0, 0.5), metavar="S|SXxSY",
+    )  # fmt: skip
+    points: tuple[int, ...] | None = option(
+        None,
+        "51 for a line, 41x41 for a plane.",
+        words=lambda text: numbers(text, "--points", int), example=(41, 41), metavar="N|NXxNY",
+    )  # fmt: skip
+    repeat: int = option(1, "Random planes, for quantiles.", least=1)
+    metrics: tuple[str, ...] = option(
+        (),
+        "accuracy, gradient_norm, lambda_max or lambda_min at every cell; repeatable.",
+        flag="metric", words=lambda text: metrics_of([text]), example=("accuracy",), many=True,
+    )  # fmt: skip
+    batchnorm: Literal["fixed", "recalibrate"] = option(
+        "fixed", "BatchNorm's statistics at every cell: the checkpoint's, or estimated anew."
+    )
+    samples: int | None = option(None, SUBSET, least=1)
+    seed: int = option(0, SEED, least=0)
+    device: str = option("auto", DEVICE)
+    precision: Literal["auto", "float32", "float64"] = option("auto", "Arithmetic of the cells.")
+    batch_size: int | None = option(None, "Samples a forward pass; chosen by timing if left out.", least=1)
+    memory: int | None = option(None, MEMORY, least=1, words=parse_bytes, example="6GB", metavar="6GB")
 
     def __post_init__(self) -> None:
         for name in ("span", "points", "metrics"):  # one number, or one word, is as good as a tuple of one
             value = getattr(self, name)
             if isinstance(value, int | float | str):
                 object.__setattr__(self, name, (value,))
+        check_options(self)
         specs = parse_directions(self.dirs)
         if self.span is not None and not (
             len(self.span) in (1, 2) and all(SHORTEST <= s <= LONGEST for s in self.span)
@@ -96,22 +117,13 @@ class SliceSettings:
                 f"--repeat draws several random planes, and --dirs {self.dirs} are always the same",
                 "leave it out, or choose --dirs random",
             )
-        for name, least in (("repeat", 1), ("seed", 0), ("samples", 1), ("batch_size", 1), ("memory", 1)):
-            value = getattr(self, name)
-            if value is not None and value < least:
-                raise UsageError(f"--{name.replace('_', '-')} is {value}; it must be at least {least}")
         for metric in self.metrics:
             if metric not in METRICS:
                 raise UsageError(f"there is no metric {metric!r}", f"choose from {', '.join(METRICS[1:])}")
-        if self.batchnorm not in BATCHNORM:
-            raise UsageError(f"--batchnorm {self.batchnorm!r} does not exist", "choose eval, batch or recalibrate")
-        if self.precision not in ("auto", "float32", "float64"):
-            raise UsageError(f"there is no precision {self.precision!r} here", "choose auto, float32 or float64")
 
     def as_dict(self) -> dict[str, Any]:
         """Plain types, for identities and files."""
-        values = asdict(self)
-        return {name: list(v) if isinstance(v, tuple) else v for name, v in values.items()}
+        return plain_options(self)
 
     @property
     def measured(self) -> tuple[str, ...]:
@@ -122,10 +134,6 @@ class SliceSettings:
     def axes(self) -> int | None:
         """1 for a line, 2 for a plane; None where the directions decide."""
         return None if self.points is None else len(self.points)
-
-    def dtype(self, own: torch.dtype) -> torch.dtype:
-        """The arithmetic of the cells, for a checkpoint's own."""
-        return resolve_dtype(self.precision, own)
 
 
 def _joined(values: tuple[float, ...]) -> str:

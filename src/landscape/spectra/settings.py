@@ -3,14 +3,25 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Literal
 
-from landscape.curvature.plan import OPERATORS
+from landscape.curvature.plan import Operator, Strategy
 from landscape.errors import UsageError
-from landscape.runtime.memory import parse_bytes
-from landscape.settings import in_words
+from landscape.settings import (
+    DEVICE,
+    FLOOR,
+    MEMORY,
+    SEED,
+    SHARE,
+    SUBSET,
+    check_options,
+    documented,
+    names_of,
+    option,
+    parse_bytes,
+    plain_options,
+)
 
 # Cheaper arithmetic for products.
 LOWERED = ("tf32", "bf16")
@@ -18,88 +29,58 @@ LOWERED = ("tf32", "bf16")
 TRACE_PRODUCTS = 64
 # Of the second look for copies, where no density does its work.
 LOOK_PRODUCTS = 20
-# Called as (stage, done, total).
 
 
-def names_of(params: Sequence[str]) -> tuple[str, ...]:
-    """Patterns of one or several comma-separated --params options."""
-    return tuple(p.strip() for text in params for p in text.split(",") if p.strip())
-
-
+@documented
 @dataclass(frozen=True)
 class SpectrumSettings:
     """All options of `spectrum`; the command line and the library share these names and defaults.
 
-    Attributes:
-        operator: "hessian", "ggn" (Gauss–Newton) or "residual" (hessian − ggn).
-        top, bottom: eigenpairs wanted at each end.
-        rtol: a pair is converged when its residual is at most max(rtol |λ|, τ).
-        tau: floor, relative to max |λ|, below which an eigenvalue counts as zero.
-        density: whether to estimate the spectral density and the negative part's upper bounds.
-        density_width: standard deviation in λ of a Gaussian to smooth the density with, as papers draw it; None: cells
-            as fine as is resolved.
-        probes, steps: of the stochastic Lanczos quadrature.
-        max_products: limit for everything but the dense solution, the layers and the sampling error.
-        exact: True forces the dense float64 solution, False forbids it, None decides by measured cost.
-        params: glob patterns of parameters to restrict the operator to.
-        by_layer: also λ_max, λ_min and trace of every layer's diagonal block.
-        vectors: keep the eigenvectors.
-        samples: size of a random subset of the data; None: all.
-        seed: of every random choice.
-        device: "auto", "cpu" or "cuda". precision: "auto", "float32", "float64", or for cheaper products "tf32" or
-            "bf16", whose measured error enters every bound.
-        batch_size: samples a chunk; block: vectors a launch; None: by timing. strategy: see `CurvatureOperator`.
-        memory: limit in bytes for the whole process.
+    `max_products` does not count the dense solution, the layers and the sampling error. What cheaper arithmetic (tf32,
+    bf16) loses is measured, and enters every bound.
     """
 
-    operator: str = "hessian"
-    top: int = 10
-    bottom: int = 10
-    rtol: float = 1e-3
-    tau: float = 1e-6
-    density: bool = True
-    density_width: float | None = None
-    probes: int = 8
-    steps: int = 80
-    max_products: int | None = None
-    exact: bool | None = None
-    params: tuple[str, ...] = in_words((), lambda text: names_of([text]), ("encoder.*",))
-    by_layer: bool = False
-    vectors: bool = False
-    samples: int | None = None
-    seed: int = 0
-    device: str = "auto"
-    precision: str = "auto"
-    batch_size: int | None = None
-    block: int | None = None
-    strategy: str = "auto"
-    memory: int | None = in_words(None, parse_bytes, "6GB")
+    operator: Operator = option("hessian", "Gauss-Newton (ggn), or what it leaves of the Hessian (residual).")
+    top: int = option(10, "Largest eigenpairs.", least=0)
+    bottom: int = option(10, "Smallest (most negative) eigenpairs.", least=0)
+    rtol: float = option(1e-3, "Converged: residual <= max(rtol |value|, tau).", inside=SHARE)
+    tau: float = option(1e-6, FLOOR, inside=SHARE)
+    density: bool = option(True, "Spectral density and negative mass.")
+    density_width: float | None = option(
+        None, "Smooth the density with a Gaussian of this standard deviation; else cells as fine as is resolved."
+    )
+    probes: int = option(8, "Random probes of the density (at least 3).", least=3)
+    steps: int = option(80, "Lanczos steps of each probe.", least=2)
+    max_products: int | None = option(None, "Limit on curvature products.", least=1)
+    exact: bool | None = option(None, "Force or forbid the dense float64 solution; else by its measured cost.")
+    params: tuple[str, ...] = option(
+        (),
+        "Only these parameters, such as 'encoder.*'; repeatable.",
+        words=lambda text: names_of([text]), example=("encoder.*",), metavar="GLOB", many=True,
+    )  # fmt: skip
+    by_layer: bool = option(False, "Extremes and trace of every layer's block.")
+    vectors: bool = option(False, "Keep the eigenvectors in the result file.")
+    samples: int | None = option(None, SUBSET, least=1)
+    seed: int = option(0, SEED)
+    device: str = option("auto", DEVICE)
+    precision: Literal["auto", "float32", "float64", "tf32", "bf16"] = option("auto", "Arithmetic of the products.")
+    batch_size: int | None = option(None, "Samples a chunk; chosen by timing if left out.", least=1)
+    block: int | None = option(None, "Vectors a launch; chosen by timing if left out.", least=1)
+    strategy: Strategy = option("auto", "How products are taken; chosen by timing if left out.")
+    memory: int | None = option(None, MEMORY, least=1, words=parse_bytes, example="6GB", metavar="6GB")
 
     def __post_init__(self) -> None:
-        if self.operator not in OPERATORS:
-            raise UsageError(f"there is no operator {self.operator!r}", f"choose one of {', '.join(OPERATORS)}")
-        for name, least in (("top", 0), ("bottom", 0), ("probes", 3), ("steps", 2)):
-            if getattr(self, name) < least:
-                raise UsageError(f"--{name} is {getattr(self, name)}; it must be at least {least}")
-        for name in ("max_products", "samples", "batch_size", "block", "memory"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise UsageError(f"--{name.replace('_', '-')} is {value}; it must be at least 1")
+        check_options(self)
         if self.density_width is not None and not (self.density and 0 < self.density_width < math.inf):
             raise UsageError(
                 f"--density-width is {self.density_width}"
                 + ("; it must be a positive number" if self.density else ", but --no-density asks for none"),
                 "give the standard deviation in units of the eigenvalues, such as --density-width 0.01",
             )
-        for name in ("rtol", "tau"):
-            if not 0 <= getattr(self, name) < 1:
-                raise UsageError(f"--{name} is {getattr(self, name)}; it must lie in [0, 1)")
-        if self.precision not in ("auto", "float32", "float64", *LOWERED):
-            raise UsageError(f"there is no precision {self.precision!r}", "choose auto, float32, float64, tf32 or bf16")
 
     def as_dict(self) -> dict[str, Any]:
         """Plain types, for identities and files."""
-        plain = {**asdict(self), "params": list(self.params)}
+        plain = plain_options(self)
         if self.density_width is None:  # so that results of before this option are the same results
             del plain["density_width"]
         return plain

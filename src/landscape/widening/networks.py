@@ -238,19 +238,6 @@ def check_split(split: Split, width: int, layer: str) -> None:
         )
 
 
-def shares_of(text: str) -> tuple[float, ...]:
-    """ "0.3" as (0.3, 0.7), ".3,.3,.4" as three shares.
-
-    Raises:
-        UsageError: not numbers.
-    """
-    try:
-        values = tuple(float(part) for part in text.split(","))
-    except ValueError as error:
-        raise UsageError(f"--mu {text!r} is not a number, or several with commas", "such as --mu 0.5") from error
-    return (values[0], 1 - values[0]) if len(values) == 1 else values
-
-
 # ---- the layers, rebuilt ------------------------------------------------------------------------------------------
 
 

@@ -14,11 +14,11 @@ from torch import Tensor, nn
 
 from landscape.curvature.trust import certifiable
 from landscape.errors import NumericalError, ProblemError
-from landscape.points.certificate import TAU as VERDICT_TAU
 from landscape.points.certificate import Certificate
 from landscape.points.certify import certify_dense, dense_hessians, inertia
 from landscape.points.descent import Way
 from landscape.points.results import Widened
+from landscape.points.settings import TAU as VERDICT_TAU
 from landscape.points.ways_out import kicked, profile, ways_out
 from landscape.problem.batches import chosen, read_batches, take
 from landscape.problem.layers import Hidden

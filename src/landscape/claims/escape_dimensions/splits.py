@@ -13,9 +13,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from landscape.points.certificate import TAU as VERDICT_TAU
 from landscape.points.certify import dense_hessians, inertia
 from landscape.points.descent import Way
+from landscape.points.settings import TAU as VERDICT_TAU
 from landscape.points.ways_out import kicked, ways_out
 from landscape.problem.layers import Hidden
 from landscape.problem.objective import Objective, build_objective

@@ -14,9 +14,10 @@ import torch
 from torch import Tensor
 
 from landscape.optim.damped import REASONS
-from landscape.points.certificate import TAU, Certificate
+from landscape.points.certificate import Certificate
 from landscape.points.certify import HESSIAN_BYTES, certify_dense, dense_hessians
 from landscape.points.descent import Trajectory, Way, descend_stack
+from landscape.points.settings import TAU
 from landscape.problem.symmetries import symmetries_of
 from landscape.runtime.progress import Progress
 from landscape.stack.stack import Stack

@@ -25,8 +25,8 @@ import torch
 from torch import Tensor
 
 from landscape.errors import ProblemError
-from landscape.points.certificate import TAU
 from landscape.points.certify import HESSIAN_BYTES, DenseHessians, dense_hessians
+from landscape.points.settings import TAU
 from landscape.stack.stack import Stack
 
 NORMS = ("spectral", "frobenius")

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from landscape.errors import NumericalError, UsageError
-from landscape.points.certificate import TAU
 from landscape.points.certify import HESSIAN_BYTES, dense_hessians
+from landscape.points.settings import TAU
 from landscape.stack.stack import Stack
 
 

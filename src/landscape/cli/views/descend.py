@@ -6,27 +6,16 @@ import json
 import math
 import sys
 from collections import Counter
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from landscape.checkpoints.find import short_names
+from landscape.cli.loop import Shown
 from landscape.cli.terminal import plain, print_warning, stdout
 from landscape.cli.views.spectrum import BRACKETS, bracketed
-from landscape.results.fields import Descended, Provenance
-
-
-@dataclass(frozen=True)
-class Shown:
-    """A result with what is needed to show it: `path` of the result file, `written` of the checkpoint."""
-
-    result: Descended
-    provenance: Provenance
-    path: Path
-    written: Path
+from landscape.results.fields import Descended
 
 
 def certificate_json(r: Descended, dtype: str) -> dict[str, Any]:
@@ -59,7 +48,7 @@ def certificate_json(r: Descended, dtype: str) -> dict[str, Any]:
     }
 
 
-def descend_json(shown: Shown) -> dict[str, Any]:
+def descend_json(shown: Shown[Descended]) -> dict[str, Any]:
     """The JSON object of `docs/cli.md`; NaN and Inf are None."""
     r, p = shown.result, shown.provenance
     report = {
@@ -80,7 +69,7 @@ def descend_json(shown: Shown) -> dict[str, Any]:
         "device": p.device,
         "seconds": p.seconds,
         "notes": list(p.notes),
-        "written": str(shown.written),
+        "written": str(shown.path.with_suffix(".pt")),
         "result": str(shown.path),
     }
     cleaned = plain(report)
@@ -88,13 +77,13 @@ def descend_json(shown: Shown) -> dict[str, Any]:
     return cleaned
 
 
-def print_json(shown: Shown) -> None:
+def print_json(shown: Shown[Descended]) -> None:
     """One object on one line of stdout."""
     sys.stdout.write(json.dumps(descend_json(shown), allow_nan=False) + "\n")
     sys.stdout.flush()
 
 
-def warn(shown: Shown) -> None:
+def warn(shown: Shown[Descended]) -> None:
     """A `warning:` line for a point that is no answer to what was asked."""
     r = shown.result
     label = shown.provenance.checkpoint
@@ -108,7 +97,7 @@ def warn(shown: Shown) -> None:
         print_warning(f"{label}: certified for the {r.samples} samples used, not for all data")
 
 
-def print_one(shown: Shown) -> None:
+def print_one(shown: Shown[Descended]) -> None:
     """All there is to say about one checkpoint."""
     r, p = shown.result, shown.provenance
     stdout.print(p.checkpoint, soft_wrap=True)
@@ -121,7 +110,7 @@ def print_one(shown: Shown) -> None:
     for name, text in _rows(r):
         table.add_row(name, text)
     stdout.print(table)
-    stdout.print(f"  written to {shown.written}", soft_wrap=True)
+    stdout.print(f"  written to {shown.path.with_suffix('.pt')}", soft_wrap=True)
     stdout.print(f"  and {shown.path}", soft_wrap=True)
 
 
@@ -161,7 +150,7 @@ def _growth(r: Descended) -> str:
     return f", {100 * r.norm_growth:.0f} % gained in the second half" if grown else ""
 
 
-def print_many(shown: list[Shown]) -> None:
+def print_many(shown: list[Shown[Descended]]) -> None:
     """One row per checkpoint, and how often each verdict."""
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
     table.add_column("checkpoint", overflow="fold", min_width=10)
@@ -178,4 +167,4 @@ def print_many(shown: list[Shown]) -> None:
     stdout.print("verdicts: " + ", ".join(f"{k} {name}" for name, k in counts.most_common()), soft_wrap=True)
     stdout.print("lowest: of the eigenvalues beyond the zero modes of named symmetries.")
     stdout.print(f"eigenvalues {BRACKETS}")
-    stdout.print(f"{len(shown)} checkpoints written, the first is {shown[0].written}", soft_wrap=True)
+    stdout.print(f"{len(shown)} checkpoints written, the first is {shown[0].path.with_suffix('.pt')}", soft_wrap=True)

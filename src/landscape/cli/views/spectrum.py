@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 import math
 import sys
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,8 +12,9 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from landscape.checkpoints.find import short_names
-from landscape.cli.terminal import plain, stdout
-from landscape.results.fields import Provenance, Spectrum
+from landscape.cli.loop import Shown
+from landscape.cli.terminal import plain, print_warning, stdout
+from landscape.results.fields import Spectrum
 
 # How tables give eigenvalues from dense Hessians.
 BRACKETS = "0.123(4): ± 0.004; no brackets: ± 1e-7 of it; [a, b]: between."
@@ -25,16 +24,7 @@ NOT_ENOUGH = "not enough samples to say: a few of them weigh too much"
 MOST_ROWS = 10
 
 
-@dataclass(frozen=True)
-class Shown:
-    """A result with what is needed to show it."""
-
-    result: Spectrum
-    provenance: Provenance
-    path: Path
-
-
-def spectrum_json(shown: Shown) -> dict[str, Any]:
+def spectrum_json(shown: Shown[Spectrum]) -> dict[str, Any]:
     """The JSON object of `docs/cli.md`; NaN and Inf are None."""
     r, p = shown.result, shown.provenance
     by_tau = [_negative(r, i) for i in range(len(r.tau))]
@@ -129,7 +119,7 @@ def _sampling(r: Spectrum) -> dict[str, Any]:
     }
 
 
-def print_json(shown: Shown) -> None:
+def print_json(shown: Shown[Spectrum]) -> None:
     """One object on one line of stdout."""
     sys.stdout.write(json.dumps(spectrum_json(shown), allow_nan=False) + "\n")
     sys.stdout.flush()
@@ -180,7 +170,30 @@ def _mass(r: Spectrum, i: int) -> str:
     return f"{100 * r.negative_mass[i]:.3g} % [{100 * low:.3g}, {100 * high:.3g}]"
 
 
-def print_one(shown: Shown) -> None:
+def warn(shown: Shown[Spectrum]) -> None:
+    """A `warning:` line for everything that the user should not overlook."""
+    result, label, asked_for = shown.result, shown.provenance.checkpoint, shown.provenance.settings
+    ends = (
+        ("largest", result.top_converged, asked_for["top"]),
+        ("smallest", result.bottom_converged, asked_for["bottom"]),
+    )
+    for end, converged, asked in ends:
+        missing = int((~converged.astype(bool)).sum())
+        if len(converged) < min(asked, result.parameters):
+            print_warning(
+                f"{label}: {len(converged)} of the {asked} {end} eigenvalues were seen before the products were spent; "
+                "raise --max-products"
+            )
+        if missing:
+            print_warning(
+                f"{label}: {missing} of the {len(converged)} {end} eigenvalues have not converged; "
+                "raise --max-products or --rtol, or use --precision float64"
+            )
+    for note in result.spent.notes if result.spent else ():
+        print_warning(f"{label}: {note}")
+
+
+def print_one(shown: Shown[Spectrum]) -> None:
     """All there is to say about one checkpoint."""
     r, p = shown.result, shown.provenance
     how = "exact (dense float64)" if r.exact else f"{p.products} products, {r.strategy}, {p.dtype}"
@@ -278,7 +291,7 @@ def _sampling_text(r: Spectrum) -> str:
     return "\n".join(lines)
 
 
-def print_many(shown: list[Shown]) -> None:
+def print_many(shown: list[Shown[Spectrum]]) -> None:
     """One row per checkpoint."""
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
     table.add_column("checkpoint", overflow="fold", min_width=10)

@@ -7,8 +7,9 @@ from dataclasses import replace
 from typing import Any, Protocol
 
 from landscape.errors import UsageError
+from landscape.slices.direction_words import Spec, options_of
 from landscape.slices.directions import between, file, gradient, hessian, pca, random
-from landscape.slices.directions.direction import Around, Direction, Spec, options_of
+from landscape.slices.directions.direction import Around, Direction
 
 # Two directions whose cosine is this near to ±1 span no plane.
 PARALLEL = 1e-9
