@@ -15,6 +15,9 @@ __version__ = "0.1.0"
 _HOMES = {
     **{row.name: row.function for row in ANALYSES.values() if row.function is not None},
     "Problem": "landscape.problem.problem:Problem",
+    "hessian": "landscape.curvature.linear:hessian",
+    "ggn": "landscape.curvature.linear:ggn",
+    "residual": "landscape.curvature.linear:residual",
     "read_checkpoint": "landscape.checkpoints.checkpoint:read_checkpoint",
     "load_problem": "landscape.checkpoints.load:load_problem",
     "read_result": "landscape.results.store:read_result",
@@ -25,6 +28,9 @@ __all__ = ["__version__", *sorted(_HOMES)]
 if TYPE_CHECKING:
     from landscape.checkpoints.checkpoint import read_checkpoint as read_checkpoint
     from landscape.checkpoints.load import load_problem as load_problem
+    from landscape.curvature.linear import ggn as ggn
+    from landscape.curvature.linear import hessian as hessian
+    from landscape.curvature.linear import residual as residual
     from landscape.points.descend import descend as descend
     from landscape.points.escape import escape as escape
     from landscape.problem.problem import Problem as Problem
