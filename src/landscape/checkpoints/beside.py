@@ -8,7 +8,7 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from landscape.errors import CheckpointError, StorageError, UsageError
+from landscape.errors import StorageError, UsageError
 
 if TYPE_CHECKING:
     import numpy as np
@@ -56,7 +56,7 @@ def find_inputs(dirs: str, trajectory: Sequence[str], say: Callable[[str], objec
         UsageError, CheckpointError: one that is not there.
     """
     from landscape.checkpoints.find import expand
-    from landscape.slices.directions.direction import parse_directions
+    from landscape.slices.direction_words import parse_directions
 
     points, files = [], []
     for spec in parse_directions(dirs):
@@ -66,7 +66,7 @@ def find_inputs(dirs: str, trajectory: Sequence[str], say: Callable[[str], objec
             files.append(spec.options["path"])
     for path in points:
         if not Path(path).exists():
-            raise CheckpointError(f"--dirs between: {path} does not exist", "check the path; `ls` the folder")
+            raise UsageError(f"--dirs between: {path} does not exist", "check the path; `ls` the folder")
     for path in files:
         if not Path(path).is_file():
             raise UsageError(f"--dirs file: there is no file {path}", "check the path; `ls` the folder")

@@ -22,7 +22,7 @@ def expand(patterns: Sequence[str], say: Callable[[str], object] | None = None) 
     told in one line what is passed over there, and why.
 
     Raises:
-        CheckpointError: a path does not exist, a glob or folder holds no checkpoint.
+        UsageError: a path does not exist. CheckpointError: a glob or folder holds no checkpoint.
     """
     found: dict[Path, None] = {}
     for pattern in patterns:
@@ -32,7 +32,7 @@ def expand(patterns: Sequence[str], say: Callable[[str], object] | None = None) 
         elif glob.has_magic(pattern):
             hits, passed = _matching(pattern)
         else:
-            raise CheckpointError(f"{pattern} does not exist", "check the path; `ls` the folder")
+            raise UsageError(f"{pattern} does not exist", "check the path; `ls` the folder")
         if not hits:
             where = f"the folder {pattern} holds" if path.is_dir() else f"{pattern} matches"
             raise CheckpointError(
