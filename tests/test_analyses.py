@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import csv
 import json
+import re
+import shlex
 import sys
 from dataclasses import dataclass, fields
 from importlib import import_module
@@ -14,16 +16,18 @@ from typing import Any, ClassVar
 import numpy as np
 import pytest
 import torch
+import typer
 from torch import nn
 
 import landscape
 from landscape.analyses import ANALYSES, Analysis
 from landscape.checkpoints.source import Source
 from landscape.cli import options as common
-from landscape.cli.app import make_app
+from landscape.cli.app import OTHERS, make_app
 from landscape.problem.objective import build_objective
 from landscape.results.fields import CURVATURE, Result, Spent, field_of
 from landscape.settings import SEED, check_options, documented, flag_of, option, plain_options
+from landscape.training.sweep import plan, read_sweep
 
 DOCS = Path(__file__).parents[1] / "docs"
 
@@ -171,6 +175,7 @@ def with_sharpness(monkeypatch: pytest.MonkeyPatch) -> None:
     view.print_many = lambda shown: print(f"{len(shown)} results")  # type: ignore[attr-defined]
     view.warn = lambda shown: None  # type: ignore[attr-defined]
     cli.sharpness, figure.draw = command, draw  # type: ignore[attr-defined]
+    cli.EXAMPLES = ("landscape sharpness a.pt", "landscape sharpness b.pt --radius 1")  # type: ignore[attr-defined]
     for module in (view, cli, figure):
         monkeypatch.setitem(sys.modules, module.__name__, module)
     row = Analysis(
@@ -216,3 +221,35 @@ def test_everything_follows_from_a_new_row(
     assert "rise" in typed("info", place)
     assert typed("export", place, "--format", "npz").strip().endswith(".npz")
     assert landscape.read_result(place).arrays["rise"].values.shape == (2,)
+
+
+@pytest.mark.parametrize("name", [*ANALYSES, *OTHERS])
+def test_help_ends_with_examples_that_can_be_typed(name: str) -> None:
+    """Two of every command; their options exist and take these values."""
+    examples = import_module(f"landscape.cli.{name}").EXAMPLES
+    assert len(examples) == 2
+    commands = typer.main.get_command(make_app())
+    for line in examples:
+        program, command, *words = shlex.split(line)
+        assert (program, command) == ("landscape", name)
+        assert len(line) <= 78
+        commands.commands[name].make_context(name, words)  # type: ignore[attr-defined]
+        assert f"  {line}\n" in PAGES[0]
+
+
+@pytest.mark.parametrize("page", sorted(p.name for p in [*DOCS.glob("*.md"), DOCS.parent / "README.md"]))
+def test_commands_on_pages_can_be_typed(page: str) -> None:
+    """Every `landscape` line of a shell block: the command is there, and its options take these values."""
+    path = DOCS / page if (DOCS / page).exists() else DOCS.parent / page
+    commands = typer.main.get_command(make_app()).commands  # type: ignore[attr-defined]
+    for block in re.findall(r"```sh\n(.*?)```", path.read_text(), re.DOTALL):
+        for line in block.replace("\\\n", " ").splitlines():
+            if line.startswith("landscape "):
+                _, name, *words = shlex.split(line.partition(" > ")[0], comments=True)
+                commands[name].make_context(name, words)
+
+
+def test_the_sweep_file_on_its_page_is_one(tmp_path: Path) -> None:
+    (block,) = re.findall(r"```toml\n(.*?)```", (DOCS / "sweeps.md").read_text(), re.DOTALL)
+    (tmp_path / "sweep.toml").write_text(block)
+    assert len(plan(read_sweep(tmp_path / "sweep.toml", {}))) == 8

@@ -14,7 +14,7 @@ from landscape.training.sweep import DERIVED, is_seed
 
 
 def as_sweep(runs: Sequence[SweptRun]) -> str:
-    """A sweep file (docs/cli.md) that trains runs like these, which differ in their coordinates only, again; "" for
+    """A sweep file (docs/sweeps.md) that trains runs like these, which differ in their coordinates only, again; "" for
     networks that `landscape train` did not make."""
     try:
         first = run_of(runs[0].header)

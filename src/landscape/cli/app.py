@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from importlib import import_module
+from types import ModuleType
 from typing import Any
 
 import typer
@@ -17,6 +18,12 @@ MISTYPED: Any = typer.BadParameter.__mro__[2]
 OTHERS = ("train", "doctor", "info", "plot", "report", "export")
 
 
+def _examples(module: ModuleType) -> str:
+    """What stands at the end of a command's help, each on a line of its own."""
+    lines = "\n".join(f"  {line}" for line in module.EXAMPLES)
+    return f"\b\nExamples:\n{lines}"
+
+
 def make_app() -> typer.Typer:
     """The application with a command for every analysis, and the others."""
     app = typer.Typer(
@@ -28,7 +35,8 @@ def make_app() -> typer.Typer:
         context_settings={"help_option_names": ["-h", "--help"]},
     )
     for name in (*ANALYSES, *OTHERS):
-        app.command(name)(getattr(import_module(f"landscape.cli.{name}"), name))
+        module = import_module(f"landscape.cli.{name}")
+        app.command(name, epilog=_examples(module))(getattr(module, name))
     return app
 
 

@@ -15,6 +15,11 @@ from landscape.errors import BatchError, UsageError
 if TYPE_CHECKING:
     from landscape.cli.checking import Request
 
+EXAMPLES = (
+    "landscape check --claim escape-dimensions --run",
+    "landscape check runs --claim negative-eigenvalues --scale medium",
+)
+
 CLAIMS = ("escape-dimensions", "negative-eigenvalues")
 # Ready-made sweeps that decide a claim, by its name; the longest first.
 SWEEPS: dict[str, tuple[str, ...]] = {
@@ -24,7 +29,7 @@ SWEEPS: dict[str, tuple[str, ...]] = {
     "negative-eigenvalues": ("digits-tanh", "four-neuron", "random-erf"),
 }  # fmt: skip
 # Seeds of each width of a sweep, by scale: those of digits cost as much as fifty others; of random teachers there are
-# several, with so many each.
+# several, with this many each.
 SEEDS = {"small": 30, "medium": 60, "full": 500}
 SEEDS_OF = {
     "digits": {"small": 5, "medium": 10, "full": 60},

@@ -1,4 +1,4 @@
-"""How `landscape check` decides a claim: experiments here or in workers, what they found put aside, one result."""
+"""How `landscape check` decides a claim: experiments here or in workers, what they found kept, one result."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class Request:
 
     @property
     def place(self) -> Path:
-        """Of the result."""
+        """The result file."""
         return self.out / f"{self.claim}.check.h5"
 
     @property
@@ -169,7 +169,7 @@ def _aside(place: Path) -> Path:
 
 
 def _folders_of(folders: list[str], groups: Groups) -> dict[str, list[str]]:
-    """Of every population, those of the named paths under which it lies: a worker need not read the others.
+    """Those of the named paths under which each population lies: a worker need not read the others.
 
     All of them where a run's start lies elsewhere than its end, or where a name depends on the other populations.
     """
@@ -193,7 +193,7 @@ def _in_workers(
     key: str,
     report: Progress,
 ) -> None:
-    """Every experiment in a process of its own, some at a time; what they put aside is collected.
+    """Every experiment in a process of its own, some at a time; what they keep is collected.
 
     One that fails is done again by the caller, which then says why; its own words would be the same once more.
     """

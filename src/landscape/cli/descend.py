@@ -15,6 +15,11 @@ if TYPE_CHECKING:
     from landscape.results.fields import Descended
     from landscape.runtime.progress import Progress
 
+EXAMPLES = (
+    "landscape descend 'runs/width=4/*/final.pt' --problem problem.py:problem",
+    "landscape descend net.pt --problem problem.py:problem --to critical",
+)
+
 # Checkpoints that are loaded and locked at a time, so that those of equal shapes go together.
 PORTION = 256
 

@@ -17,6 +17,11 @@ from landscape.errors import BatchError, LandscapeError, ProblemError
 if TYPE_CHECKING:
     from landscape.diagnosis.run import Diagnosis
 
+EXAMPLES = (
+    "landscape doctor net.pt --problem problem.py:problem",
+    "landscape doctor net.pt --problem problem.py:problem --samples 64 --json",
+)
+
 WIDTH = 80
 MARKS = {"ok": "ok", "care": "care", "fault": "FAULT"}
 

@@ -15,6 +15,11 @@ if TYPE_CHECKING:
     from landscape.runtime.pieces import Pieces
     from landscape.runtime.progress import Progress
 
+EXAMPLES = (
+    "landscape escape net.descend.pt --problem problem.py:problem --controls 8",
+    "landscape escape net.pt --problem problem.py:problem --descend",
+)
+
 
 @common.options_of(EscapeSettings)
 def escape(checkpoints: common.Checkpoints, source: Source, settings: EscapeSettings, output: common.Output) -> None:

@@ -16,6 +16,11 @@ if TYPE_CHECKING:
     from landscape.export.formats import Format
     from landscape.results.store import StoredResult
 
+EXAMPLES = (
+    "landscape export landscape-results/net.slice.h5 --format vtp",
+    "landscape export landscape-results --format npz --out arrays",
+)
+
 FORMATS = ("li", "csv", "npz", "vtp")
 ANY = "npz"  # takes results of every analysis
 BY_SUFFIX = {".h5": "li", ".csv": "csv", ".npz": "npz", ".vtp": "vtp"}

@@ -29,6 +29,12 @@ from landscape.errors import BatchError, CheckpointError, LandscapeError, Storag
 from landscape.export.table import AXES, SUFFIXES, natural, result_files, tidy
 
 HDF5_SIGNATURE = b"\x89HDF\r\n\x1a\n"
+
+EXAMPLES = (
+    "landscape info landscape-results",
+    "landscape info 'landscape-results/**/*.h5' --csv",
+)
+
 WEIGHTS = (".pt", ".pth", ".ckpt", ".safetensors", ".pt2", ".bin", ".th", ".t7", ".tar")
 T = TypeVar("T")
 

@@ -54,7 +54,7 @@ class Command(Generic[R]):
     Attributes:
         name: of the analysis, see `analyses`. told: the settings that the identity of a result depends on.
         compute: (job, progress, pieces) -> result; the pieces of an interrupted run are there again.
-        together: (jobs, progress, finished) for commands that take so many checkpoints at once, `portion`; it calls
+        together: (jobs, progress, finished) for commands that take `portion` checkpoints at once; it calls
             finished(position, result or error).
         beside: writes what belongs beside the result (a checkpoint), before it. there: whether that is there already.
         shared: whether the processes of a `torchrun` share the data of each checkpoint.

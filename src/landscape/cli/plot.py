@@ -15,6 +15,11 @@ from landscape.errors import StorageError, UsageError
 if TYPE_CHECKING:
     from landscape.results.store import StoredResult
 
+EXAMPLES = (
+    "landscape plot landscape-results --by width",
+    "landscape plot landscape-results/net.slice.h5 --html",
+)
+
 DEFAULT = Path("landscape-results") / "spectra.png"
 PAGE = ".html"
 

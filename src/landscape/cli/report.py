@@ -16,6 +16,11 @@ if TYPE_CHECKING:
     from landscape.report.document import Document
     from landscape.results.store import StoredResult
 
+EXAMPLES = (
+    "landscape report landscape-results",
+    "landscape report landscape-results --format markdown --out report.md",
+)
+
 FORMATS = {"html": ".html", "markdown": ".md"}
 
 

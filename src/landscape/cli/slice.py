@@ -12,6 +12,11 @@ from landscape.cli import options as common
 from landscape.cli.terminal import print_note
 from landscape.slices.settings import SliceSettings
 
+EXAMPLES = (
+    "landscape slice net.pt --problem problem.py:problem --dirs random:norm=filter",
+    "landscape slice a.pt --problem problem.py:problem --dirs between:to=b.pt",
+)
+
 
 @common.options_of(SliceSettings, without=("batchnorm",))
 def slice(

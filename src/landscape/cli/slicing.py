@@ -142,7 +142,7 @@ def _write_partial(job: Job, result: Sliced, status: str, force: bool) -> None:
 
 
 def _take(cells: Cells, part: Path, identity: str) -> None:
-    """The cells that a worker put aside."""
+    """Take over the cells that a worker has kept."""
     from landscape.runtime.piece_files import kept_pieces
     from landscape.slices.grid import Cells
 

@@ -15,6 +15,11 @@ if TYPE_CHECKING:
     from landscape.runtime.pieces import Pieces
     from landscape.runtime.progress import Progress
 
+EXAMPLES = (
+    "landscape spectrum 'runs/**/final.pt' --problem problem.py:problem",
+    "landscape spectrum net.pt --problem problem.py:problem --operator ggn --top 20",
+)
+
 
 @common.options_of(SpectrumSettings)
 def spectrum(

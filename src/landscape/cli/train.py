@@ -21,6 +21,11 @@ if TYPE_CHECKING:
     from landscape.training.one import Trained
     from landscape.training.sweep import Run
 
+EXAMPLES = (
+    "landscape train four-neuron --out runs",
+    "landscape train sweep.toml --set sweep.seed=0..19 --device cuda",
+)
+
 # A step with minibatches of 64 on two cores: 0.3 ms with one thread and 0.3 to 30 ms with two for 3,000 weights,
 # 0.7 and 0.6 ms for 85,000, 1.5 and 1.1 ms for 300,000.
 ONE_THREAD_BELOW = 200_000
@@ -31,7 +36,8 @@ MOST_ROWS = 40
 @common.options_of()
 def train(
     sweep: Annotated[
-        Path, typer.Argument(metavar="SWEEP.toml", help="What to train (see docs/cli.md), or the name of a ready one.")
+        Path,
+        typer.Argument(metavar="SWEEP.toml", help="What to train (see docs/sweeps.md), or the name of a ready one."),
     ],
     sets: Annotated[
         list[str] | None,

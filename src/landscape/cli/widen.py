@@ -18,9 +18,14 @@ if TYPE_CHECKING:
     from torch import nn
 
     from landscape.cli.jobs import Job
-    from landscape.points.results import Widened
     from landscape.runtime.pieces import Pieces
     from landscape.runtime.progress import Progress
+    from landscape.widening.result import Widened
+
+EXAMPLES = (
+    "landscape widen net.descend.pt --problem problem.py:problem --layer 0 --follow",
+    "landscape widen net.descend.pt --problem problem.py:problem --layer 0 --write --to 16",
+)
 
 
 @dataclass(frozen=True)

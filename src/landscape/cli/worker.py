@@ -33,7 +33,7 @@ def task_of(label: str, work: Callable[..., object], *arguments: object) -> Task
 
 
 def part(place: Path, number: int) -> Path:
-    """Where a worker puts aside what it has found."""
+    """Where a worker keeps what it has found."""
     return place.with_name(f".{place.name}.pieces-{number}")
 
 

@@ -15,7 +15,7 @@ from landscape.checkpoints.find import short_names
 from landscape.cli.loop import Shown
 from landscape.cli.terminal import plain, print_warning, stdout
 from landscape.cli.views.spectrum import concise
-from landscape.points.results import Widened
+from landscape.widening.result import Widened
 
 
 def widen_json(shown: Shown[Widened]) -> dict[str, Any]:
