@@ -12,13 +12,14 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from dense_truth import dense_truth
-from landscape.points.certify import certify_stack, dense_hessians
+from landscape.points.certify import certify_stack
 from landscape.points.descend import descend, run_descents
 from landscape.points.escape import escape
 from landscape.points.settings import DescendSettings
 from landscape.problem.objective import build_objective
 from landscape.problem.problem import Problem
 from landscape.stack.build import build_stack, stack_key
+from landscape.stack.hessians import dense_hessians
 from landscape.widening.run import widen
 
 SAMPLES, TIME, WIDTH, CLASSES = 5, 3, 3, 2

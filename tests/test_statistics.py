@@ -364,7 +364,7 @@ def test_counting_golden_table() -> None:
 
 def test_dispersion_of_coins_and_of_goe() -> None:
     r = rng(17)
-    coins = s.dispersion(s.simulate_coins(0.3, 40, 300, r), 40, r)
+    coins = s.dispersion(r.binomial(40, 0.3, 300), 40, r)
     assert inside(coins, 1.0)
     goe = s.dispersion((s.simulate_goe(40, 300, r) < 0).sum(1), 40, r)
     assert inside(goe, s.goe_variance(40) / 10)
@@ -394,7 +394,7 @@ def test_dispersion_degenerate() -> None:
 def test_dispersion_coverage(p: float, least: float) -> None:
     """The truth for coins is 1; at 150 members, the least that the protocol allows."""
     r = rng(18)
-    covered = np.mean([inside(s.dispersion(s.simulate_coins(p, 40, 150, r), 40, r, 600), 1.0) for _ in range(500)])
+    covered = np.mean([inside(s.dispersion(r.binomial(40, p, 150), 40, r, 600), 1.0) for _ in range(500)])
     assert least - 0.015 <= covered <= at_most(0.95, 500)
 
 
@@ -425,7 +425,7 @@ def test_coins_without_any_heads() -> None:
     r = rng(20)
     rejected = []
     for _ in range(SWEEPS):
-        observed, expected, p = s.coin_probability_none(s.simulate_coins(0.1, 20, 150, r), 20)
+        observed, expected, p = s.coin_probability_none(r.binomial(20, 0.1, 150), 20)
         rejected.append(p <= 0.05)
         assert expected == pytest.approx(0.9**20, abs=0.08)
         assert inside(observed, observed.value)

@@ -14,12 +14,12 @@ from dense_truth import dense_truth
 from landscape.checkpoints.checkpoint import read_checkpoint
 from landscape.checkpoints.fit import load_into
 from landscape.errors import CheckpointError, NumericalError, ProblemError
-from landscape.points.certify import dense_hessians
 from landscape.problem.copies import copied
 from landscape.problem.objective import build_objective
 from landscape.problem.problem import Problem
 from landscape.spectra.run import spectrum
 from landscape.stack.build import build_stack
+from landscape.stack.hessians import dense_hessians
 
 
 class Words(nn.Module):

@@ -14,13 +14,13 @@ from torch.nn import functional as F
 from dense_truth import dense_truth
 from landscape.diagnosis.run import doctor
 from landscape.errors import NarrowError, ProblemError
-from landscape.points.certify import dense_hessians
 from landscape.problem.objective import build_objective, build_widest
 from landscape.problem.problem import Problem
 from landscape.problem.user_loss import CalledLoss
 from landscape.slices.run import slice as slice_surface
 from landscape.spectra.run import spectrum
 from landscape.stack.build import build_stack
+from landscape.stack.hessians import dense_hessians
 
 SEEDS = range(6)
 Loss = Callable[[nn.Module, Any], tuple[Tensor, int]]

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from landscape.curvature.operator import CurvatureOperator
 from landscape.linalg.lanczos import Extremes, lanczos, lanczos_extremes
-from landscape.linalg.probes import gaussian, rademacher, sphere
+from landscape.linalg.probes import gaussian, sphere
 from landscape.linalg.quadrature import density, gauss, tridiagonalise
 from landscape.linalg.trace import complement_quadratic_forms, xtrace
 from landscape.problem.objective import build_objective
@@ -71,10 +71,10 @@ def trace_samples(
         basis, projected = torch.zeros(n, 0, dtype=dtype, device=device), np.zeros((0, 0))
     if basis.shape[1] == n:
         return np.zeros(count), float(np.trace(projected))
-    draw = rademacher if signs and not sketch else gaussian
     samples = []
     for _ in range(count):
-        z = draw(n, 1, generator=random, dtype=dtype, device=device)
+        z = gaussian(n, 1, generator=random, dtype=dtype, device=device)
+        z = z.sign() if signs and not sketch else z
         hz = product(z)
         if sketch:
             samples.append(complement_quadratic_forms(z, hz, lambda X: basis.double().T @ X.double(), projected)[0])

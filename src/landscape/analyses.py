@@ -35,7 +35,7 @@ class Analysis:
 
     @property
     def pattern(self) -> str:
-        """Of its result files."""
+        """The pattern of its result files."""
         return f"*.{self.name}.h5"
 
     @property
@@ -94,7 +94,7 @@ ANALYSES: dict[str, Analysis] = {
         ),
         Analysis(
             "widen",
-            "landscape.points.results:Widened",
+            "landscape.widening.result:Widened",
             "landscape.widening.settings:WidenSettings",
             "landscape.widening.run:widen",
             "widened networks",

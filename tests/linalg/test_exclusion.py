@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from landscape.linalg.exclusion import exclusion_bound, steps_to_exclude
+from landscape.linalg.exclusion import exclusion_bound
 from landscape.linalg.lanczos import lanczos
 
 
@@ -21,15 +21,6 @@ def test_closed_form() -> None:
 def test_nothing_is_excluded_by_few_steps_and_everything_by_all() -> None:
     assert math.isnan(exclusion_bound(5, 10**6, -1.0, 10.0, 1e-3))
     assert exclusion_bound(50, 50, -1.0, 10.0, 1e-3) == -1.0
-
-
-@pytest.mark.parametrize("n", [10**3, 10**6, 10**8])
-@pytest.mark.parametrize("epsilon", [1e-1, 1e-2, 1e-4])
-def test_steps_to_exclude_is_the_smallest(n: int, epsilon: float) -> None:
-    k = steps_to_exclude(n, epsilon, 1e-3)
-    ratio = math.log(1.648 * math.sqrt(n) / 5e-4)
-    if k < n:
-        assert (ratio / (2 * k - 1)) ** 2 <= epsilon < (ratio / (2 * k - 3)) ** 2
 
 
 @pytest.mark.slow

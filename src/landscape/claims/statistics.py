@@ -365,11 +365,6 @@ def simulate_goe(n: int, count: int, rng: np.random.Generator) -> np.ndarray:
     return np.asarray(np.linalg.eigvalsh((x + x.transpose(0, 2, 1)) / 2))
 
 
-def simulate_coins(p: float, total: int, count: int, rng: np.random.Generator) -> np.ndarray:
-    """Heads [count] among `total` independent coins."""
-    return rng.binomial(total, p, count)
-
-
 def goe_variance(n: int) -> float:
     """Variance of the number of positive eigenvalues of an n×n GOE matrix, ln n/π² + .24 (Majumdar et al. 2009)."""
     return math.log(n) / math.pi**2 + 0.24

@@ -80,7 +80,7 @@ class Basis:
 
         Args:
             w: rows [b, n], changed in place.
-            recent: so many of the last rows take the first pass, where it is known that, but for rounding, w has
+            recent: how many of the last rows take the first pass, where it is known that, but for rounding, w has
                 components along no others; 0: all.
 
         Returns:

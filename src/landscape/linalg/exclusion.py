@@ -27,10 +27,5 @@ def exclusion_bound(
     return ritz_min - epsilon * (ritz_max - ritz_min) / (1 - 2 * epsilon)
 
 
-def steps_to_exclude(n: int, epsilon: float, probability: float) -> int:
-    """Steps after which eigenvalues more than epsilon · spread below θ_min are excluded, as in `exclusion_bound`."""
-    return min(n, math.ceil((_log_ratio(n, probability) / math.sqrt(epsilon) + 1) / 2))
-
-
 def _log_ratio(n: int, probability: float) -> float:
     return math.log(1.648 * math.sqrt(n) / (probability / 2))

@@ -27,15 +27,6 @@ def sphere(n: int, count: int, *, generator: torch.Generator, dtype: torch.dtype
     return _fill(draw, n, count, dtype, device)
 
 
-def rademacher(n: int, count: int, *, generator: torch.Generator, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """Probes of independent signs ±1, Tensor [n, count]."""
-
-    def draw() -> Tensor:
-        return torch.randint(0, 2, (n,), generator=generator, dtype=torch.float64).mul_(2).sub_(1)
-
-    return _fill(draw, n, count, dtype, device)
-
-
 def _normal(n: int, generator: torch.Generator) -> Tensor:
     return torch.randn(n, generator=generator, dtype=torch.float64)
 

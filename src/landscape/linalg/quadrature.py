@@ -190,7 +190,7 @@ def count_interval(
     tail, t = (1 - confidence) / 2, probes / 2
     low, high = (min(1.0, max(0.0, fraction)) for fraction in (low_fraction, high_fraction))
 
-    def may_be_as_small(k: int) -> bool:  # P(mean <= high) is not too small for so many eigenvalues
+    def may_be_as_small(k: int) -> bool:  # P(mean <= high) is not too small for k eigenvalues
         return k == 0 or high >= 1 - NO_MASS or (k < n and float(betainc(t * k, t * (n - k), high)) >= tail)
 
     def may_be_as_large(k: int) -> bool:

@@ -3,128 +3,23 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from contextlib import nullcontext
-from dataclasses import dataclass
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
-from landscape.errors import ProblemError
 from landscape.points.certificate import TAUS, VANISHING, Certificate, Interval, Kinks, Pair, SecondHalf
 from landscape.points.gradient_scale import gradient_noise, part_gradients
 from landscape.points.kinks import Sides, corners, examine, piecewise, unseen
 from landscape.points.settings import TAU
-from landscape.problem.last_places import LastPlaces
 from landscape.problem.symmetries import Symmetries, neurons, symmetries_of, zero_modes
-from landscape.runtime.arithmetic import is_out_of_memory, strict_arithmetic
+from landscape.stack.hessians import HESSIAN_BYTES, DenseHessians, dense_hessians, repeated_otherwise
 from landscape.stack.stack import Stack
 
 # Neurons nearer than this whose output weights oppose by more than that are a pair that merges.
 NEAR, OPPOSED = 0.2, 3.0
-# A Hessian may be antisymmetric by this share (a network that casts to float32 inside), and by so many roundings.
-LOPSIDED, ROUNDING = 1e-5, 1e3
-# What repeated products differ by is the size of rounding, not its most (as in `spectral.noise`).
-SAFETY = 4.0
-# Bytes of Hessians at a time.
-HESSIAN_BYTES = 2**28
-# Up to so many parameters one member's zero modes are found here: on a GPU every step of it costs a launch.
+# Up to this many parameters one member's zero modes are found here: on a GPU every step of it costs a launch.
 ON_HOST = 300
-
-
-@dataclass(frozen=True)
-class DenseHessians:
-    """Hessians of a stack with their eigenpairs.
-
-    Attributes:
-        matrix: [A, P, P], zeros where not finite. finite: [A]. asymmetry: Frobenius norms of what making them
-            symmetric removed [A]. values, vectors: ascending [A, P], and columns [A, P, P].
-    """
-
-    matrix: Tensor
-    finite: Tensor
-    asymmetry: Tensor
-    values: Tensor
-    vectors: Tensor
-
-
-def dense_hessians(stack: Stack, theta: Tensor, rows: Tensor | None = None) -> DenseHessians:
-    """Hessians of θ [A, P] of the members `rows` [A], decomposed.
-
-    Raises:
-        ProblemError: one is not symmetric beyond rounding: autograd's Hessian is not that of the loss.
-    """
-    matrix, asymmetry = stack.hessians_measured(theta, rows)
-    finite = torch.isfinite(matrix).flatten(1).all(1)
-    safe = torch.where(finite[:, None, None], matrix, torch.zeros_like(matrix))
-    found = DenseHessians(safe, finite, asymmetry, *torch.linalg.eigh(safe))
-    _require_symmetric(stack, theta, found, rows)
-    return found
-
-
-def _require_symmetric(stack: Stack, theta: Tensor, found: DenseHessians, rows: Tensor | None) -> None:
-    size, eps = found.values.norm(dim=1), torch.finfo(theta.dtype).eps
-    allowed = (LOPSIDED + ROUNDING * eps) * size
-    if not bool((found.finite & (found.asymmetry > allowed)).any()):
-        return
-    allowed = allowed + ROUNDING * eps * stack.saturation(theta, rows)
-    numbers = torch.arange(len(theta), device=theta.device) if rows is None else rows
-    for i in torch.nonzero(found.finite & (found.asymmetry > allowed)).flatten().tolist():
-        explained = 10 * math.sqrt(stack.parameters) * _repeated_otherwise(stack, theta[i], int(numbers[i]), found, i)
-        if float(found.asymmetry[i]) > float(allowed[i]) + explained:
-            share = float(found.asymmetry[i] / size[i])
-            raise ProblemError(
-                f"the Hessian is not symmetric: its antisymmetric part is {share:.0e} of it, more than rounding makes",
-                "`landscape doctor` looks for the layer whose second derivative is wrong",
-            )
-
-
-@dataclass(frozen=True)
-class Inertia:
-    """Of Hessians of a stack, without keeping them.
-
-    Attributes:
-        negative, zero: eigenvalues below −floor, and within [A]. lowest: with the error of its matrix [A]; NaN, and
-            no negative eigenvalue, where a Hessian is not finite. vectors: lowest eigenvectors [A, P].
-    """
-
-    negative: Tensor
-    zero: Tensor
-    lowest: Tensor
-    error: Tensor
-    vectors: Tensor
-
-
-def inertia(
-    stack: Stack,
-    theta: Tensor,
-    tau: float,
-    progress: Callable[[str, int, int], None] | None = None,
-    floor: Tensor | None = None,
-) -> Inertia:
-    """Signs and lowest eigenpairs of the Hessians at θ [A, P], some at a time.
-
-    Args:
-        tau: eigenvalues within this share of max |λ| are zero; or those within `floor` [A], if that is given, absolute.
-    """
-    size = max(1, HESSIAN_BYTES // (8 * stack.parameters**2))
-    negative, zero = (torch.zeros(len(theta), dtype=torch.long, device=theta.device) for _ in range(2))
-    lowest, error, vectors = theta.new_empty(len(theta)), theta.new_empty(len(theta)), torch.empty_like(theta)
-    for begin in range(0, len(theta), size):
-        index = torch.arange(begin, min(begin + size, len(theta)), device=theta.device)
-        found = dense_hessians(stack, theta[index], index)
-        highest = found.values.abs().amax(1, keepdim=True)
-        near = tau * highest if floor is None else floor[index].unsqueeze(1)
-        negative[index] = (found.values < -near).sum(1)
-        zero[index] = (found.values.abs() <= near).sum(1)
-        eps = torch.finfo(theta.dtype).eps
-        rounding = math.sqrt(stack.parameters) * eps * highest.squeeze(1) + eps * stack.saturation(theta[index], index)
-        lowest[index] = torch.where(found.finite, found.values[:, 0], torch.nan)
-        error[index] = torch.where(found.finite, found.asymmetry + rounding, torch.inf)
-        vectors[index] = found.vectors[:, :, 0]
-        if progress is not None:
-            progress("wide Hessians", begin + len(index), len(theta))
-    return Inertia(negative, zero, lowest, error, vectors)
 
 
 def certify_stack(
@@ -251,39 +146,8 @@ def _cancelled(stack: Stack, theta: Tensor, hessians: DenseHessians, rows: Tenso
     if stack.loss_name is None:
         numbers = range(len(theta)) if rows is None else rows.tolist()
         for i, row in enumerate(numbers):
-            found[i] = _repeated_otherwise(stack, theta[i], row, hessians, i) if bool(hessians.finite[i]) else 0.0
+            found[i] = repeated_otherwise(stack, theta[i], row, hessians, i) if bool(hessians.finite[i]) else 0.0
     return found
-
-
-def _repeated_otherwise(stack: Stack, theta: Tensor, row: int, hessians: DenseHessians, i: int) -> float:
-    """How far rounding moves products of unit vectors with ∇²L of one member: the i-th of the Hessians."""
-    generator = torch.Generator().manual_seed(0)
-    drawn = torch.randn(1, stack.parameters, generator=generator, dtype=torch.float64).to(theta)
-    vectors, found = torch.cat([hessians.vectors[i][:, [0, -1]].T, drawn / drawn.norm()]), 0.0
-    try:
-        for _ in range(2):  # the second time where the first has sent the vectors
-            off = _repeated(stack, theta, row, vectors) - _repeated(stack, theta, row, vectors, LastPlaces(0))
-            found = max(found, SAFETY * float(off.norm(dim=1).max()))
-            vectors = torch.nn.functional.normalize(off, dim=1)
-    except (RuntimeError, NotImplementedError, TypeError) as error:  # `torch.func` in a loss bears no other mode
-        if is_out_of_memory(error):
-            raise
-    return found
-
-
-def _repeated(stack: Stack, theta: Tensor, row: int, vectors: Tensor, inside: LastPlaces | None = None) -> Tensor:
-    """Products of ∇²L, without its penalty, of one member with vectors [k, P]."""
-    total = torch.zeros_like(vectors)
-    with strict_arithmetic(), inside or nullcontext():
-        for batch in stack.batches:
-            leaf = theta.detach().clone().requires_grad_()
-            slope = torch.autograd.grad(
-                stack.member_sum(leaf, row, batch), leaf, create_graph=True, materialize_grads=True
-            )[0]
-            if slope.requires_grad:
-                for k, vector in enumerate(vectors):
-                    total[k] += torch.autograd.grad(slope, leaf, vector, retain_graph=True, materialize_grads=True)[0]
-    return total / stack.count
 
 
 def _kinks(
@@ -295,7 +159,7 @@ def _kinks(
     rows: Tensor | None,
     numbers: dict[str, list[float]],
 ) -> list[Kinks | None]:
-    """Of every member, its activations at corners, seen or shown by a jump of ∇L; None where it has two derivatives."""
+    """The activations at corners of every member, seen or shown by a jump of ∇L; None where it has two derivatives."""
     index = list(range(len(theta))) if rows is None else rows.tolist()
     found: list[Kinks | None] = [None] * len(theta)
     leaves = [t.detach().requires_grad_() for t in theta]
@@ -371,7 +235,7 @@ def loss_floor(stack: Stack, rows: Tensor) -> Tensor:
 
 
 def _merging_pairs(stack: Stack, symmetries: Symmetries, theta: Tensor) -> list[Pair | None]:
-    """Of every member, the two neurons that merge most while their output weights oppose; None if there are none."""
+    """The two neurons of every member that merge most while their output weights oppose; None if there are none."""
     best: list[Pair | None] = [None] * len(theta)
     tensors = dict(zip(stack.layout.names, stack.layout.unflatten(theta), strict=True))
     for hidden in symmetries.hidden:

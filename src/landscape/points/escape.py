@@ -14,7 +14,7 @@ from torch import Tensor
 from landscape.curvature.trust import certifiable
 from landscape.errors import NumericalError
 from landscape.points.certificate import TAUS, Certificate, SecondHalf, from_dict
-from landscape.points.certify import certify_dense, dense_hessians
+from landscape.points.certify import certify_dense
 from landscape.points.descent import Trajectory, Way, descend_stack
 from landscape.points.descent_large import LowestPair, certify_large, descend_large, move
 from landscape.points.results import Escaped
@@ -29,6 +29,7 @@ from landscape.runtime.pieces import FORGETFUL, Pieces
 from landscape.runtime.progress import Progress
 from landscape.settings import keyword_settings
 from landscape.stack.build import build_stack
+from landscape.stack.hessians import dense_hessians
 from landscape.stack.stack import Stack
 
 # Dense Hessians up to here.
@@ -64,7 +65,7 @@ def escape(
 def run_escape(
     problem: Problem, settings: EscapeSettings, progress: Progress | None = None, pieces: Pieces = FORGETFUL
 ) -> Escaped:
-    """`escape` with its settings as one object; see there. A large network's parts are put aside in `pieces`."""
+    """`escape` with its settings as one object; see there. A large network's parts are kept in `pieces`."""
     start = time.perf_counter()
     tell = progress or (lambda stage, done, total: None)
     used, population, _ = chosen(problem, settings.samples, settings.seed)

@@ -30,7 +30,7 @@ CACHE_BYTES = 2**21
 # Jacobians of one member at a time.
 PIECE_BYTES = 2**23
 DEVICE_SHARE = 0.25
-# Columns a launch of one network's Hessian; sums of them in two ways differ by so many units of eps.
+# Columns a launch of one network's Hessian; sums of them in two ways differ by this many units of eps.
 BLOCK, SAME_ULPS = 32, 1e4
 # Live tensors of an activation's size while a gradient, and while a forward-over-reverse product is taken.
 LIVE = {"value": 4, "gradient": 8, "product": 24}

@@ -29,7 +29,7 @@ from landscape.runtime.memory import usable_bytes
 from landscape.training.run_files import FINAL, MEASURED, clear, file_name, finished, header_of
 from landscape.training.sweep import Run, Training
 
-# Of every weight while it is trained: itself, its gradient, adam's two averages, what is being written.
+# Copies of every weight while it is trained: itself, its gradient, adam's two averages, what is being written.
 COPIES = 5
 # Called after every step with (steps done, loss of the minibatch).
 OnStep = Callable[[int, float], None]
@@ -96,7 +96,7 @@ def parameters_of(run: Run) -> int:
     """Number of weights of a run's network; allocates nothing.
 
     Raises:
-        ProblemError: training so many would not fit into memory.
+        ProblemError: training as many would not fit into memory.
     """
     try:
         with torch.device("meta"):
@@ -184,7 +184,7 @@ def optimiser_of(parameters: Iterable[Tensor], how: Training) -> torch.optim.Opt
 
 
 def learning_rate_at(how: Training, step: int) -> float:
-    """Of step 1 … steps; the cosine's zero would come one step after the last."""
+    """The rates of step 1 … steps; the cosine's zero would come one step after the last."""
     if how.schedule == "constant":
         return how.learning_rate
     return how.learning_rate * (1 + math.cos(math.pi * (step - 1) / how.steps)) / 2

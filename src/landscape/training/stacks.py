@@ -280,7 +280,7 @@ class _Stacked:
 
 
 def _data_of(runs: Sequence[Run], dtype: torch.dtype) -> list[Dataset]:
-    """Of every run; the same object for runs with the same."""
+    """The data of every run; the same object for runs with the same."""
     made: dict[str, Dataset] = {}
     for run in runs:
         settings = dataclasses.asdict(run.data_settings)

@@ -15,9 +15,8 @@ from torch import Tensor, nn
 from landscape.curvature.trust import certifiable
 from landscape.errors import NumericalError, ProblemError
 from landscape.points.certificate import Certificate
-from landscape.points.certify import certify_dense, dense_hessians, inertia
+from landscape.points.certify import certify_dense
 from landscape.points.descent import Way
-from landscape.points.results import Widened
 from landscape.points.settings import TAU as VERDICT_TAU
 from landscape.points.ways_out import kicked, profile, ways_out
 from landscape.problem.batches import chosen, read_batches, take
@@ -29,8 +28,10 @@ from landscape.runtime.arithmetic import resolve_device, strict_arithmetic
 from landscape.runtime.progress import Progress
 from landscape.settings import keyword_settings
 from landscape.stack.build import build_stack
+from landscape.stack.hessians import dense_hessians, inertia
 from landscape.stack.stack import Stack
 from landscape.widening.networks import Split, check_split, find_hidden, require_smooth, smoothed, widened, width_of
+from landscape.widening.result import Widened
 from landscape.widening.settings import SHARES, WidenSettings
 from landscape.widening.theory import foretell, inner_hessians
 

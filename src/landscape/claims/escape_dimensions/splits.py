@@ -13,7 +13,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from landscape.points.certify import dense_hessians, inertia
 from landscape.points.descent import Way
 from landscape.points.settings import TAU as VERDICT_TAU
 from landscape.points.ways_out import kicked, ways_out
@@ -22,6 +21,7 @@ from landscape.problem.objective import Objective, build_objective
 from landscape.problem.problem import Problem
 from landscape.runtime.progress import Progress
 from landscape.stack.build import build_stack
+from landscape.stack.hessians import dense_hessians, inertia
 from landscape.stack.stack import Stack
 from landscape.widening.networks import Split, find_hidden, widened, width_of
 from landscape.widening.theory import foretell, inner_hessians

@@ -15,11 +15,12 @@ from torch import Tensor
 
 from landscape.optim.damped import REASONS
 from landscape.points.certificate import Certificate
-from landscape.points.certify import HESSIAN_BYTES, certify_dense, dense_hessians
+from landscape.points.certify import certify_dense
 from landscape.points.descent import Trajectory, Way, descend_stack
 from landscape.points.settings import TAU
 from landscape.problem.symmetries import symmetries_of
 from landscape.runtime.progress import Progress
+from landscape.stack.hessians import HESSIAN_BYTES, dense_hessians
 from landscape.stack.stack import Stack
 
 # ‖∇L‖² below this is a critical point. Certificates ask for more, max |∇L| ≤ 1e-8: the verdict tells which do.
@@ -77,8 +78,8 @@ class CriticalPoints:
 
     @property
     def shares(self) -> dict[str, float]:
-        """Of all searches: those that reached true critical points, each reason for which the others did not, and
-        the true points that are "degenerate" or "distinct"."""
+        """The outcome of all searches: those that reached true critical points, each reason for which the others did
+        not, and the true points that are "degenerate" or "distinct"."""
         count = max(1, len(self.true))
         found = {"true": float(self.true.sum()) / count}
         for reason in sorted(set(self.reason) - {""}):

@@ -25,8 +25,8 @@ import torch
 from torch import Tensor
 
 from landscape.errors import ProblemError
-from landscape.points.certify import HESSIAN_BYTES, DenseHessians, dense_hessians
 from landscape.points.settings import TAU
+from landscape.stack.hessians import HESSIAN_BYTES, DenseHessians, dense_hessians
 from landscape.stack.stack import Stack
 
 NORMS = ("spectral", "frobenius")
@@ -73,8 +73,8 @@ class Interpolation:
 
 @dataclass(frozen=True, eq=False)
 class Counts:
-    """Of S networks of P parameters, any loss: L, eigenvalues within τ max |λ| of zero, those below −τ max |λ|, and the
-    share of these in Σ |λ| [S each]."""
+    """What is counted of S networks of P parameters, any loss: L, eigenvalues within τ max |λ| of zero, those below
+    −τ max |λ|, and the share of these in Σ |λ| [S each]."""
 
     loss: np.ndarray
     zeros: np.ndarray
@@ -97,7 +97,7 @@ def _dense(stack: Stack, theta: Tensor) -> list[DenseHessians]:
 
 
 def _counted(values: Tensor, tau: float) -> dict[str, Tensor]:
-    """Of eigenvalues [S, P]."""
+    """The counts of eigenvalues [S, P]."""
     floor = tau * values.abs().amax(1, keepdim=True)
     below = values < -floor
     return {

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from landscape.errors import NumericalError, UsageError
-from landscape.points.certify import HESSIAN_BYTES, dense_hessians
 from landscape.points.settings import TAU
+from landscape.stack.hessians import HESSIAN_BYTES, dense_hessians
 from landscape.stack.stack import Stack
 
 
@@ -62,6 +62,6 @@ def sign_ensemble(stack: Stack, theta: Tensor, *, tau: float = TAU) -> SignEnsem
 
 
 def counts(eigenvalues: np.ndarray, tau: float) -> tuple[np.ndarray, np.ndarray]:
-    """Of spectra [S, P]: how many lie below −τ max |λ|, and within τ max |λ| of zero [S]."""
+    """The counts of spectra [S, P]: how many lie below −τ max |λ|, and within τ max |λ| of zero [S]."""
     floor = tau * np.abs(eigenvalues).max(axis=1, keepdims=True)
     return (eigenvalues < -floor).sum(axis=1), (np.abs(eigenvalues) <= floor).sum(axis=1)
