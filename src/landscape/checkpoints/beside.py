@@ -42,7 +42,7 @@ class Inputs:
 
 
 def sha256_of(path: Path) -> str:
-    """Of a checkpoint."""
+    """The sha256 of a checkpoint."""
     from landscape.checkpoints.checkpoint import read_checkpoint
     from landscape.results.identity import file_sha256
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from landscape.errors import CheckpointError, UsageError
 
-# Of files that are checkpoints by their name.
+# Endings of files that are checkpoints by their name.
 SUFFIXES = (".pt", ".pth", ".ckpt", ".safetensors", ".pt2", ".bin")
 
 

@@ -23,7 +23,7 @@ NAMES = ("model", "pytorch_model", "diffusion_pytorch_model")
 ENDINGS = (".safetensors", ".bin")
 # What a folder is searched for.
 SUFFIXES = (".pt", ".pth", ".ckpt", ".safetensors", ".pt2", ".bin", ".th", ".t7", ".tar")
-# Of these a file that is nothing we know is somebody else's data, and no damaged checkpoint.
+# A file with one of these names that is nothing we know is somebody else's data, and no damaged checkpoint.
 _VAGUE = (".bin", ".tar", ".th", ".t7")
 _SHARD = re.compile(r"(?P<stem>.+)-(?P<number>\d{3,6})-of-(?P<count>\d{3,6})(?P<ending>\.\w+)")
 # What trainers write beside weights; a glance would tell as well, but these are read by name.

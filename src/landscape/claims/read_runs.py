@@ -11,7 +11,7 @@ from landscape.checkpoints.find import expand
 from landscape.checkpoints.source import Source
 from landscape.errors import UsageError
 
-# Of a checkpoint that names no step, such as final.pt.
+# The step of a checkpoint that names none, such as final.pt.
 END, FINAL = 2**62, "final"
 
 if TYPE_CHECKING:

@@ -46,7 +46,7 @@ class SweptRun:
 
     @property
     def width(self) -> int:
-        """Of the hidden layer."""
+        """The width of the hidden layer."""
         return int(self.coordinates["width"])
 
     @property
@@ -66,7 +66,7 @@ class Means:
 
     Attributes:
         scale: how much is done, of the claim's own class. seed: of every draw. device: of the experiments.
-        tell: called as (stage, done, total). pieces: where finished experiments are put aside.
+        tell: called as (stage, done, total). pieces: where finished experiments are kept.
     """
 
     scale: Any

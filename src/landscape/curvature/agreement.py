@@ -17,9 +17,9 @@ from landscape.problem.objective import Objective
 from landscape.problem.problem import Batch
 from landscape.runtime.arithmetic import is_out_of_memory, strict_arithmetic
 
-# Samples that are compared, from at most so many batches.
+# Samples that are compared, from at most this many batches.
 SAMPLES, PLACES = 64, 8
-# Where samples are large: so many of those whose gradient fits, since ways in float64 take several times as much.
+# Where samples are large: one in WIDE of those whose gradient fits, since ways in float64 take several times as much.
 WIDE, FEWEST = 4, 4
 # Batches on which ways are compared: tracing one costs up to a second.
 COMPARED = 2

@@ -29,7 +29,7 @@ from landscape.problem.problem import Batch
 from landscape.runtime.arithmetic import is_out_of_memory, strict_arithmetic
 
 FORWARD = ("recompute", "forward", False)
-# Products in float64 whose asymmetry, relative to their size, is below this are symmetric; above it, up to so many
+# Products in float64 whose asymmetry, relative to their size, is below this are symmetric; above it, up to this many
 # times what other last places change is rounding.
 SYMMETRIC, MARGIN = 1e-11, 30.0
 # What is asked of modules alone: they are tried one by one, so the first few that fail are enough.

@@ -33,7 +33,7 @@ LINEARIZE_ROOM = 5e8
 # The graph of a chunk should stay in a CPU's cache, and fill a GPU; a chunk should also outweigh the parameters.
 CHUNK_BYTES = {"cpu": 8e6, "cuda": 1e9}
 PARAMETER_SHARE = 4
-# Of the budget: what a product has alive beside a chunk's graph is several times as much.
+# The share of the budget for a graph: what a product has alive beside a chunk's graph is several times as much.
 CHUNK_SHARE = 1 / 8
 FEWEST, PIECE = 32, 64
 # On a CPU several vectors a launch pay only where the launches themselves cost most of the time (seconds).
@@ -45,7 +45,7 @@ ATTEMPTS = {
     "linearize": (("linearize", "forward"), ("kept", "reverse"), ("recompute", "forward")),
     "recompute": (("recompute", "reverse"), ("recompute", "forward")),
 }
-# Timing a call is repeated for so many seconds, at most.
+# Timing a call is repeated for this many seconds, at most.
 PATIENCE = 0.05
 
 
@@ -376,7 +376,7 @@ class _Planner:
     # ---- sizes and times ----------------------------------------------------------------------------------------
 
     def _affordable(self, seconds: float) -> bool:
-        """Whether a trial of so many seconds still fits into planning's share of the job."""
+        """Whether a trial of this length in seconds still fits into planning's share of the job."""
         return time.perf_counter() - self.begin + seconds <= SHARE * self.job
 
     def _longest(self, objective: Objective) -> int:

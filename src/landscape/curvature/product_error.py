@@ -23,7 +23,7 @@ from landscape.problem.problem import Batch
 from landscape.runtime.arithmetic import is_out_of_memory, strict_arithmetic
 from landscape.runtime.memory import release_cached
 
-# All data in at most so many blocks of at least so many samples; the error is measured on some of them: on those
+# All data in at most this many blocks of at least this many samples; the error is measured on some of them: on those
 # that contribute most, and on others drawn by what they contribute.
 BLOCKS, SAMPLES = 16, 64
 LARGEST, DRAWN = 2, 4
@@ -31,7 +31,7 @@ LARGEST, DRAWN = 2, 4
 TURNS = 2
 # The error of most arithmetic is nearly a linear map of the vector, whose largest direction is chased, while it grows.
 CHASES = 4
-# Vectors up to so long have so many neighbours, off by so much, and others whose errors are measured beside theirs.
+# Vectors up to this length have this many neighbours, off by this much, whose errors are measured beside theirs.
 SHORT, NEIGHBOURS, NEAR = 2_000, 6, 1e-3
 # The first vectors that are tried: a random one, and those turned towards either end.
 ENDS = 3
@@ -118,7 +118,7 @@ def _product_error(objective: Objective, operator: str, seed: int, chunk: int, r
         if more[0] <= errors[:-1].max():
             break
         worst = measured.worst(worst)
-    # Of decay · v the factor, the product and the sum are rounded, each by half of eps.
+    # The factor, the product and the sum of decay · v are rounded, each by half of eps.
     accumulated = float(torch.finfo(whole.dtype).eps) * (sum(sizes) + 1.5 * decay)
     seen = float(errors.max())
     error = SAFETY * (seen + measured.lost_in_float64(tried, rest, seen)) + accumulated + measured.floor(scale)
@@ -219,14 +219,14 @@ class _Measured:
         return ulps * float(torch.finfo(dtype).eps) * scale
 
     def errors(self, rows: Tensor, rest: float) -> np.ndarray:
-        """Of each row [b, n] the sum of the blocks' errors, with that of the blocks not measured, whose weights sum to
+        """For each row [b, n] the sum of the blocks' errors, with that of the blocks not measured, whose weights sum to
         `rest`."""
         own, other = self._pair(rows)
         self.size = max(self.size, float(torch.stack(own).sum(0).norm(dim=1).max()))
         return self._whole([(a.double() - b.double()).norm(dim=1) for a, b in zip(own, other, strict=True)], rest)
 
     def _whole(self, errors: list[Tensor], rest: float) -> np.ndarray:
-        """Of all blocks, from the errors [b] of each measured one."""
+        """The errors of all blocks, from those [b] of each measured one."""
         off = torch.stack(errors)
         weight = torch.tensor([[b.weight] for b in self._blocks], device=off.device)
         return (off.sum(0) + rest * (off / weight).amax(0)).cpu().numpy()

@@ -26,7 +26,7 @@ class Settings:
     """Settings of the digits.
 
     Attributes:
-        train_samples: use only the first so many of the training part; None: all.
+        train_samples: use only this many of the training part, the first ones; None: all.
         test_fraction: share of the 1797 digits that is kept for testing, by default 359; 0 trains on all.
         split_seed: of the random split.
         image: inputs of shape [1, 8, 8] instead of 64 flat features.

@@ -35,7 +35,7 @@ from landscape.slices.stored import Grid, grid_of, inside, is_wide, marks_of, ma
 HEIGHT = 2.7
 NAMED = 12  # lines that a legend can name
 
-# Bands of several results can be told apart up to so many.
+# Bands of several results can be told apart up to this number.
 BANDS = 6
 
 

@@ -45,7 +45,7 @@ class Heading:
 
 
 def heading(results: Sequence[StoredLike], series: Series | None = None) -> Heading:
-    """Of one slice, or of several ordered along `series`."""
+    """The words for one slice, or for several ordered along `series`."""
     first = results[0]
     if series is None or len(results) == 1:
         status = first.provenance.status

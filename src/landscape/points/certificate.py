@@ -9,7 +9,7 @@ from typing import Any
 
 from landscape.points.settings import TAU
 
-# Stationary: ‖∇L‖ <= STATIONARY · what parts of the data pull, each by itself; or max |∇L| within so many times its
+# Stationary: ‖∇L‖ <= STATIONARY · what parts of the data pull, each by itself; or max |∇L| within this many times its
 # rounding.
 STATIONARY, ROUNDING = 1e-8, 10.0
 # Further floors at which zeros are counted.

@@ -22,18 +22,18 @@ from landscape.points.settings import TAU
 from landscape.runtime.progress import Progress
 from landscape.stack.stack import Stack
 
-# Gauss–Newton steps go on while they gain this share of the loss in so many iterations.
+# Gauss–Newton steps go on while they gain this share of the loss in this many iterations.
 WINDOW, PROGRESS = 20, 0.2
 # A flow ends where max |∇L| is this share of what parts of the data pull at its start.
 FLOWN = 1e-8
-# Newton steps that gain less than this in so many iterations run along a channel or a plateau.
+# Newton steps that gain less than this in this many iterations run along a channel or a plateau.
 LONG_WINDOW, CREEPING = 200, 0.01
 # Times that a saddle is left.
 ESCAPES = 10
 # ‖θ‖ beyond this many times its start (at least 1) has run away.
 RUNAWAY_NORM = 1e4
 # A gradient counts beside what parts of the data pull. Where those pull less at the end than at the start (towards
-# interpolation), a descent goes on until the gradient is below this share of it, so many times at most.
+# interpolation), a descent goes on until the gradient is below this share of it, this many times at most.
 SETTLED, ROUNDS = 1e-9, 3
 # Losses of probabilities vanish at infinity only: a descent does not follow them below this many nats, where second
 # derivatives still have digits that tell.

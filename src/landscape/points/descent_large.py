@@ -54,7 +54,7 @@ def descend_large(
 
     Args:
         method: "lbfgs", "newton-krylov" or "newton-mr".
-        pieces: θ and the trajectory are put aside under `name` now and then; a descent goes on from there, without
+        pieces: θ and the trajectory are kept under `name` now and then; a descent goes on from there, without
             what its method had learnt of the curvature.
     """
     aside = pieces.get(name)
@@ -311,7 +311,7 @@ def _kinks(
     largest: float,
     lowest: Tensor,
 ) -> Kinks | None:
-    """Activations at corners, looked for in chunks of so many samples; operators are spent afterwards, since the model
+    """Activations at corners, looked for in chunks of `chunk` samples; operators are spent afterwards, since the model
     moves."""
     batches = rechunk(objective.batches, max(1, chunk)) if objective.cuttable else objective.batches
     met = corners(objective.model, lambda: [objective.batch_sum(b) for b in batches]) or unseen(jumps)

@@ -20,16 +20,16 @@ from landscape.problem.problem import Batch
 from landscape.runtime.arithmetic import strict_arithmetic
 from landscape.stack.stack import Stack
 
-# The data are cut into so many parts, or into single samples where there are fewer.
+# The data are cut into this many parts, or into single samples where there are fewer.
 PARTS = 16
 # Gradients of parts that add up to that of the whole, to this share of their sizes, are those of a sum over samples.
 ADDITIVE = 1e-6
 # Points [m, P] and numbers of their members [m] -> ∇L there [m, P].
 Slopes = Callable[[Tensor, Tensor], Tensor]
-# Points a unit in the last place away, where the gradient is taken again; and, for jumps, so many units to both sides.
+# Points a unit in the last place away, where the gradient is taken again; for jumps, this many units to both sides.
 SHAKEN, ASIDE = 2, 4.0
 # Rounding above this share of the pull would decide; where it is that many times what it is beside the point, at this
-# distance relative to ‖θ‖ along so many directions, the gradient jumps there.
+# distance relative to ‖θ‖ along this many directions, the gradient jumps there.
 DECIDES, JUMP, BESIDE, DIRECTIONS = 1e-9, 100.0, 1e-6, 3
 
 
@@ -88,7 +88,8 @@ def _parts(stack: Stack, lengths: Sequence[int]) -> list[Stack]:
 
 
 def _pieces(lengths: Sequence[int]) -> Iterator[list[tuple[int, int, int]]]:
-    """Of every part: (batch, first sample, behind the last one), for up to `PARTS` parts whose sizes differ by one."""
+    """The place of every part: (batch, first sample, behind the last one); up to `PARTS` parts, whose sizes differ by
+    one."""
     total = sum(lengths)
     count = min(PARTS, total)
     edges = [total * j // count for j in range(count + 1)]

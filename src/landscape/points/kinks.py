@@ -22,7 +22,7 @@ from torch.utils.weak import WeakTensorKeyDictionary
 
 from landscape.points.certificate import Kinks
 
-# An input within so many units in the last place of the largest one is at the corner.
+# An input within this many units in the last place of the largest one is at the corner.
 ULPS = 8.0
 # Random directions, and how far along them the sides are looked at, relative to ‖θ‖; a second time nearer.
 DIRECTIONS, REACH, NEARER = 8, 1e-6, 8.0
@@ -242,7 +242,7 @@ class _Scan(TorchDispatchMode):  # type: ignore[no-untyped-call]
             self.terms[out] = torch.maximum(size, self._size(tensors[2])) if len(tensors) > 2 else size
 
     def _size(self, x: Any) -> Tensor:
-        """Of the terms of x, or of x where it is no sum."""
+        """The rounding of the terms of x, or of x where it is no sum."""
         known: Tensor | None = self.terms.get(x) if isinstance(x, Tensor) else None
         x = torch.as_tensor(x).detach()
         return known if known is not None else x.abs().amax() if x.numel() else x.new_zeros(())

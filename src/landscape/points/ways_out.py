@@ -17,7 +17,7 @@ from landscape.runtime.pieces import FORGETFUL, Pieces
 from landscape.runtime.progress import Progress
 from landscape.stack.stack import Stack
 
-# Dense Newton steps up to so many parameters.
+# Dense Newton steps up to this many parameters.
 DENSE_STEPS = 1000
 # Lengths that a step is sought among, relative to max(1, ‖θ‖); then refined around the best.
 SHORTEST, LONGEST, LENGTHS, REFINED = 1e-6, 3.0, 40, 30
@@ -167,7 +167,7 @@ def follow_large(
     """As `follow` for one network without dense Hessians: one start after the other, by L-BFGS and Newton–Krylov.
 
     Args:
-        objective: of the network; its model is moved. pieces: where descents are put aside, under `name`.
+        objective: of the network; its model is moved. pieces: where descents are kept, under `name`.
         limits: seed, memory, max_products and full_data of `certify_large`.
     """
     certificates, paths, ends = [], [], []

@@ -264,7 +264,7 @@ def rechunk(batches: Sequence[Batch], size: int) -> list[Batch]:
 
 def subset(batches: Sequence[Batch], samples: int, seed: int, skip: int = 0) -> list[Batch]:
     """A random subset of `samples` samples, in random order, the batch boundaries kept as an upper limit; or, with
-    `skip`, of those that a subset of so many samples with this seed leaves out.
+    `skip`, of those that a subset of `skip` samples with this seed leaves out.
 
     Raises:
         ProblemError: the batches have no common sample axis, so they cannot be cut.

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 
 def curved(name: str | None, outputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
-    """Of the summed loss of outputs z [A, n, O]: value [A], slope ∂ℓ/∂z, and R [A, n, O, O] with RᵀR = ∂²ℓ/∂z².
+    """The summed loss of outputs z [A, n, O]: value [A], slope ∂ℓ/∂z, and R [A, n, O, O] with RᵀR = ∂²ℓ/∂z².
 
     Args:
         name: of a built-in loss. targets: of all members [n, ...], or of each [A, n, ...].

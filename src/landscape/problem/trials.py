@@ -177,7 +177,7 @@ def is_separate(model: nn.Module, loss: LossFunction, batch: Batch) -> bool:
     try:
         with torch.no_grad():
             whole, count = evaluate(model, loss, batch)
-    except (ProblemError, RuntimeError, MemoryError):  # said elsewhere, or no memory for so many
+    except (ProblemError, RuntimeError, MemoryError):  # said elsewhere, or no memory for as many
         return True
     try:
         with torch.no_grad():

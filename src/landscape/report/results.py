@@ -12,7 +12,7 @@ from landscape.figures.style import render
 from landscape.report.document import Block, Bullets, Cell, Folded, Heading, Paragraph, Picture, Table
 from landscape.results.store import StoredResult
 
-# Figures of analyses that show one result each: so many of them; and results that share a figure, at most.
+# At most this many figures of analyses that show one result each, and this many results that share a figure.
 SHOWN, SHARED = 6, 60
 
 

@@ -1,4 +1,4 @@
-"""The file in which a long analysis puts aside what it has, beside its result; gone when that is written."""
+"""The file in which a long analysis keeps what it has, beside its result; gone when that is written."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a long analysis puts aside while it runs, so that an interrupted one goes on from there."""
+"""What a long analysis keeps while it runs, so that an interrupted one goes on from there."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ class Pieces:
     """Named pieces of plain types and tensors; this one forgets them. `cli.remembering` keeps them in a file."""
 
     def get(self, name: str) -> Any | None:
-        """The piece that an interrupted run put aside, None if it got not so far."""
+        """The piece that an interrupted run has kept, None if it got not so far."""
         return None
 
     def put(self, name: str, value: Any) -> None:
@@ -41,7 +41,7 @@ class KeptPieces(Pieces):
         return self._found
 
     def take(self, others: Mapping[str, Any]) -> None:
-        """Add pieces that other processes have put aside."""
+        """Add pieces that other processes have kept."""
         new = {name: value for name, value in others.items() if name not in self._found}
         if new:
             self._found.update(new)

@@ -38,14 +38,14 @@ STACKED_NUMBERS, MEMORY_SHARE, LIVE, STACKED_BYTES = 2**25, 0.25, 4, 2**21
 CELLS, REPETITIONS, SHARE = 2, 1, 0.02
 # A candidate takes over where it needs less than this share of the time.
 CLEARLY = 0.95
-# Cells in place between two looks at the clock: seconds, and at most so many.
+# Limits between two looks at the clock: seconds, and cells in place.
 TILE_SECONDS, LONGEST_TILE, FEW = 0.1, 64, 8
 
 
 def plan_cells(
     surface: Surface, cells: int, *, chunk: int | None = None, memory: int | None = None, wisdom: Pieces = FORGETFUL
 ) -> CellPlan:
-    """A plan for so many cells.
+    """A plan for a number of cells.
 
     Args:
         chunk: samples a forward pass, if the user says so: then nothing is timed, and bits repeat on every machine.
@@ -139,7 +139,7 @@ def _launches_dominate(objective: Objective, best: CellPlan) -> bool:
 
 
 def _stack_chunks(objective: Objective, points: int, whole: int, memory: int | None) -> list[int]:
-    """Samples a launch of so many points: all that memory allows, and fewer."""
+    """Numbers of samples a launch to try for a number of points: all that memory allows, and fewer."""
     room = MEMORY_SHARE * usable_bytes(objective.device, memory) / (LIVE * points * unit_bytes(objective))
     most = min(whole, int(room))
     if objective.device.type == "cpu":

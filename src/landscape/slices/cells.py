@@ -28,7 +28,7 @@ from landscape.runtime.arithmetic import strict_arithmetic
 from landscape.slices.metrics import classified, outputs_of
 from landscape.slices.settings import CURVED
 
-# Of eigenvalues at cells.
+# Settings of the eigenvalues at cells.
 RTOL, MAX_PRODUCTS = 1e-2, 200
 # Samples a step when statistics of BatchNorm are re-estimated.
 RECALIBRATED = 256
@@ -147,7 +147,7 @@ def at_view(surface: Surface) -> Iterator[Tensor]:
 
 
 def _orders(objective: Objective) -> Iterator[Tensor]:
-    """Of each parameter: the place of every entry that follows in memory with the channels last."""
+    """The place of every entry of each parameter, in the order of memory with the channels last."""
     for shape in objective.layout.shapes:
         order = torch.arange(shape.numel())
         yield order.reshape(shape).permute(0, 2, 3, 1).reshape(-1) if len(shape) == 4 else order

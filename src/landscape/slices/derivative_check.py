@@ -18,7 +18,7 @@ from landscape.slices.cells import CellPlan, Surface, cell_values
 # Steps of the differences, relative to the range that is drawn; and those that are tried where the first ones leave
 # the curvature uncertain by more than this share.
 STEPS, MORE_STEPS, UNCERTAIN = 10.0 ** -np.arange(2.0, 3.5, 0.5), 10.0 ** -np.arange(0.5, 6.0, 0.5), 1e-3
-# Of a network with kinks: one for its curvature, the others so small that hardly a kink lies between.
+# Steps for a network with kinks: one for its curvature, the others so small that hardly a kink lies between.
 KINKED_STEPS = 10.0 ** -np.array([2.0, 4.5, 5.25, 6.0])
 # Rounding of a loss, in units of eps max(L, …); what an error estimate may be wrong by.
 ROUNDING, SAFETY = 30.0, 10.0
@@ -54,7 +54,7 @@ class Exact:
 
 
 def exact_derivatives(objective: Objective, directions: Tensor, memory: int | None = None) -> Exact:
-    """Of a float64 objective along directions [A, P]."""
+    """Differences of a float64 objective along directions [A, P]."""
     value, gradient = objective.value_and_gradient()
     operator = CurvatureOperator(objective, memory=memory, expected_products=2)
     image = operator(directions.T.contiguous())

@@ -85,7 +85,7 @@ def make_frame(
     wisdom: Pieces = FORGETFUL,
     common: Planes | None = None,
 ) -> Frame:
-    """Directions, ranges, checks and plan; those put aside in `pieces` are taken up.
+    """Directions, ranges, checks and plan; those kept in `pieces` are used again.
 
     Args:
         common: the directions of every plane, made at another point.

@@ -16,13 +16,13 @@ from landscape.slices.directions.direction import Direction
 
 # Shares of the planes at which bands are drawn.
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
-# Of a default range: the curvature raises the loss by so many times itself, at least of this size.
+# A default range ends where the curvature has raised the loss by this many times itself, or by this much.
 RISE, LEAST_LOSS = 4.0, 1e-3
 
 
 @dataclass(frozen=True)
 class Grid:
-    """The cells of a slice: x [nx], y [ny] (0 alone for a line), in so many planes.
+    """The cells of a slice: x [nx], y [ny] (0 alone for a line), in a number of planes.
 
     Cells are numbered plane by plane, row by row.
     """
@@ -162,7 +162,7 @@ class Marks:
     surface_loss: np.ndarray = field(default_factory=lambda: np.zeros(0))
 
     def fields(self) -> dict[str, Any]:
-        """Of a result; {} without marks."""
+        """The fields of a result; {} without marks."""
         if not self.names:
             return {}
         second = self.coordinates[:, 1] if self.coordinates.shape[1] > 1 else np.zeros(len(self.names))

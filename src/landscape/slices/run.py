@@ -59,7 +59,7 @@ def run_slice(
     pieces: Pieces = FORGETFUL,
     wisdom: Pieces = FORGETFUL,
 ) -> Sliced:
-    """`slice` with its settings as one object; frame and cells are put aside in `pieces`."""
+    """`slice` with its settings as one object; frame and cells are kept in `pieces`."""
     start = time.perf_counter()
     tell = progress or (lambda stage, done, total: None)
     frame = make_frame(problem, settings, beside, tell, pieces, wisdom)
@@ -79,7 +79,7 @@ def compute(
     """The missing cells of a share.
 
     Args:
-        due, put: whether it is time to put aside what is there, and doing so; also done at the end.
+        due, put: whether it is time to store what is there, and what stores it; also done at the end.
     """
 
     def each(done: int) -> None:
@@ -92,7 +92,7 @@ def compute(
 
 
 def stored_cells(frame: Frame, pieces: Pieces) -> Cells:
-    """The cells that an interrupted run put aside; none otherwise."""
+    """The cells that an interrupted run has kept; none otherwise."""
     aside = pieces.get("cells")
     return Cells.empty(frame.grid, frame.surface.metrics) if aside is None else Cells(**aside)
 

@@ -33,7 +33,7 @@ def reach_of(probes: Tridiagonals) -> Reach:
 
 
 def complete_ranks(top: Pairs, bottom: Pairs, reach: Reach) -> tuple[np.ndarray, np.ndarray, list[str]]:
-    """Of each end, whether every eigenvalue before a rank is listed (bool [k]); and a sentence where not all are."""
+    """Whether every eigenvalue before a rank is listed, at each end (bool [k]); and a sentence where not all are."""
     found, notes = [], []
     for name, pairs, sign, edge in (("largest", top, -1.0, reach[1]), ("smallest", bottom, 1.0, reach[0])):
         apart = sign * pairs.value + pairs.residual < sign * edge

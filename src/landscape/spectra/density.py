@@ -20,7 +20,7 @@ from landscape.linalg.quadrature import count_interval
 PER_DECADE, FEWEST = 10, 40
 # A node has at least (1 − 1/LOCAL)² of its weight within LOCAL · residual/√weight.
 LOCAL = 10.0
-# Points of a density with a kernel of given width, which reaches so many widths beyond the ends.
+# Points of a density with a kernel of given width, which reaches this many widths beyond the ends.
 POINTS, REACH = 512, 4.0
 
 

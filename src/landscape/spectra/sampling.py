@@ -32,8 +32,8 @@ SKEWED = 1.5
 ORDERS = (1.0, 0.5)
 PRODUCTS = 60
 TRACE_PROBES = 8
-# So many samples that are left out, for each that is used, show with so many products whether those used are like
-# them. Used ones that are drawn fairly are found to be unlike the others once in a hundred draws.
+# This many of the samples that are left out, for each that is used, show with this many products whether those used
+# are like them. Samples that are drawn fairly are found to be unlike the others once in a hundred draws.
 LOOKED_AT, LOOKS, FAIR = 8, 2, 0.99
 MASS_STEPS = 40
 # "How much data is enough" is answered for this relative half-width.

@@ -27,7 +27,7 @@ from landscape.settings import (
 LOWERED = ("tf32", "bf16")
 # Further probes of the trace, usually.
 TRACE_PRODUCTS = 64
-# Of the second look for copies, where no density does its work.
+# Products of the second look for copies, where no density does its work.
 LOOK_PRODUCTS = 20
 
 

@@ -33,7 +33,7 @@ class Scale:
     Attributes:
         minima: bad minima whose neurons are split. kicks: controls of each split. alone: networks of each width,
             tickets of as many starts as they allow. tickets: of each start, at most: widths with more of them are left
-            out, since one that was not tried may have won. kept: winning tickets, each with so many redraws.
+            out, since one that was not tried may have won. kept: winning tickets, each with this many redraws.
         first_order: widths whose tickets are trained alone where that takes a first-order optimiser.
         large: minima that are split where networks have more than `LARGE` parameters.
         steps: iterations of every training, at most.
@@ -64,7 +64,7 @@ def units(groups: Mapping[str, Sequence[SweptRun]]) -> list[tuple[str, str]]:
 
 
 def work(groups: Mapping[str, Sequence[SweptRun]], unit: tuple[str, str], means: Means) -> None:
-    """One of the `units`; what it finds is put aside."""
+    """One of the `units`; what it finds is kept."""
     name, what = unit
     runs, _ = usable(groups.get(name, ()), SUCCESS)
     if runs and widths_of(runs)[0] == widths_of(groups[name])[0]:
@@ -72,7 +72,7 @@ def work(groups: Mapping[str, Sequence[SweptRun]], unit: tuple[str, str], means:
 
 
 def gather(groups: Mapping[str, Sequence[SweptRun]], means: Means) -> Evidence:
-    """All protocols on all populations; every finished part is put aside under its own name."""
+    """All protocols on all populations; every finished part is kept under its own name."""
     found, excluded = [], list[Excluded]()
     for name, runs in groups.items():
         kept, left = usable(runs, SUCCESS)

@@ -109,7 +109,7 @@ def _pairs(label: str, starts: Sequence[SweptRun], r: int, means: Means) -> Pair
 
 
 def _alone(label: str, starts: Sequence[SweptRun], r: int, means: Means) -> dict[str, Any]:
-    """Of every start how many tickets win alone, which is the first, and whether that is known: one wins or all have
+    """How many tickets of every start win alone, which is the first, and whether that is known: one wins or all have
     finished; and how many were tried of how many."""
     problems = [_start(x) for x in starts]
     layer = hidden_layers(problems[0].model)[0].layer

@@ -34,7 +34,7 @@ LEVEL = 0.01
 LEAST_SEEDS = 150
 # Neighbouring gaps mean nothing inside a cluster of zeros; T2 is left out if zeros exceed this share of P.
 MOST_ZEROS = 0.05
-# T3 says something only if coins would make at least so many members without negative eigenvalues.
+# T3 says something only if coins would make at least this many members without negative eigenvalues.
 LEAST_NONE = 3.0
 # T4: sizes with such members that a curve needs, and the likelihood ratio that separates the two curves.
 LEAST_SIZES, DECISIVE = 3, 20.0

@@ -54,7 +54,7 @@ def units(groups: Mapping[str, Sequence[SweptRun]]) -> list[tuple[str, str]]:
 
 
 def work(groups: Mapping[str, Sequence[SweptRun]], unit: tuple[str, str], means: Means) -> None:
-    """One of the `units`; what it finds is put aside."""
+    """One of the `units`; what it finds is kept."""
     name, what = unit
     if what in ("2a", "2b"):
         (_heights if what == "2a" else _signs)(int(name), means)
@@ -63,7 +63,7 @@ def work(groups: Mapping[str, Sequence[SweptRun]], unit: tuple[str, str], means:
 
 
 def gather(groups: Mapping[str, Sequence[SweptRun]], means: Means) -> Evidence:
-    """All parts; every finished one is put aside under its own name."""
+    """All parts; every finished one is kept under its own name."""
     heights = [_heights(r, means) for r in HIDDEN]
     signs = [_signs(r, means) for r in HIDDEN]
     sweeps, courses, excluded = [], [], list[Excluded]()
@@ -190,7 +190,7 @@ def _at(run: SweptRun, stage: int | str) -> Callable[[], Problem] | None:
 
 
 def _stage(makers: Sequence[Callable[[], Problem]], means: Means) -> dict[str, torch.Tensor] | str:
-    """Of some networks; or why not."""
+    """The counts of some networks; or why there are none."""
     parameters = sum(p.numel() for p in trainable(makers[0]().model).values())
     if parameters > MOST_PARAMETERS:
         return f"{parameters:,} parameters: dense Hessians are counted up to {MOST_PARAMETERS:,}"

@@ -15,7 +15,7 @@ NORMS = ("filter", "layer", "global", "none")
 IGNORED = ("bias", "norm")
 TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 NORMALISING = (_NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
-# Of classes that are none of PyTorch's: "LlamaRMSNorm", "T5LayerNorm"; what they hold are scales and shifts.
+# Names of classes that are none of PyTorch's: "LlamaRMSNorm", "T5LayerNorm"; what they hold are scales and shifts.
 NORM = re.compile("norm(?!al)", re.IGNORECASE)
 
 
