@@ -192,7 +192,7 @@ def test_descents_and_ways_out_of_one_network_at_a_time(kind: str) -> None:
         assert one.loss < one.loss_before
     assert found[0].loss_before == pytest.approx(truth.loss, rel=1e-12)
     out = escape(problem, certify_only=True)
-    assert out.lambda_min == pytest.approx(truth.eigenvalues[0], abs=1e-12)
+    assert out.certificate.lambda_min.value == pytest.approx(truth.eigenvalues[0], abs=1e-12)
     assert out.line_loss[len(out.line_loss) // 2] == pytest.approx(truth.loss, rel=1e-12)
 
 
@@ -205,7 +205,7 @@ def test_a_network_beyond_dense_steps(monkeypatch: pytest.MonkeyPatch) -> None:
     found = descend(problem, steps=3)
     assert found.loss < found.loss_before
     out = escape(problem, steps=3)
-    assert out.lambda_min == pytest.approx(dense_truth(problem, sharp=False).eigenvalues[0], rel=1e-2)
+    assert out.certificate.lambda_min.value == pytest.approx(dense_truth(problem, sharp=False).eigenvalues[0], rel=1e-2)
 
 
 def test_widening_one_network_at_a_time() -> None:

@@ -56,7 +56,8 @@ def missing(row: Analysis, commands: str, formats: str) -> list[str]:
         lacks.append("section in docs/cli.md")
     if not any(lack.startswith("result:") for lack in lacks):
         declared = row.result_class.declared()
-        lacks += [f"docs/format.md: {name}" for name in declared if f"| `{name}` |" not in formats]
+        names = {name.removeprefix("certificate.").removeprefix("end.") for name in declared}
+        lacks += [f"docs/format.md: {name}" for name in sorted(names) if f"| `{name}` |" not in formats]
         if row.result_class.group != row.name:
             lacks.append("group of the result")
     if row.settings is not None and not any(lack.startswith("settings:") for lack in lacks):
@@ -197,8 +198,8 @@ def test_everything_follows_from_a_new_row(
     for name in "ab":
         torch.save(nn.Linear(2, 1).state_dict(), f"{name}.pt")
     assert missing(ANALYSES["sharpness"], "\n## landscape sharpness: --radius --seed", "| `rise` |`side` |") == [
-        "docs/format.md: side",
         "docs/format.md: loss",
+        "docs/format.md: side",
     ]
     app = make_app()
 

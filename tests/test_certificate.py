@@ -14,11 +14,12 @@ from torch import Tensor, nn
 
 from landscape.data import load_data
 from landscape.models import build_model
-from landscape.points.certificate import VERDICTS, Certificate, Interval, Kinks, Pair, decide, from_dict
+from landscape.points.certificate import VERDICTS, Certificate, Kinks, Pair, decide, from_dict
 from landscape.points.certify import certify_stack
 from landscape.points.descent_large import certify_large
 from landscape.problem.objective import build_objective
 from landscape.problem.problem import Problem
+from landscape.results.fields import Interval
 from landscape.results.identity import plain
 from landscape.stack.build import build_stack
 from landscape.stack.hessians import inertia

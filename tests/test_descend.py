@@ -23,9 +23,9 @@ from landscape.models import build_model
 from landscape.points.certificate import from_dict
 from landscape.points.descend import run_descents
 from landscape.points.descent import Trajectory
+from landscape.points.results import Descended
 from landscape.points.settings import DescendSettings
 from landscape.problem.problem import Problem
-from landscape.results.fields import Descended
 from landscape.results.store import read_result, restore
 from surfaces import monkey_saddle, quadratic, surface
 from test_certificate import fixture_problem, linear_problem
@@ -53,8 +53,9 @@ def test_every_method_returns_to_the_published_minimum(method: str) -> None:
     assert found.verdict == "minimum"
     assert found.loss == pytest.approx(0.743319384157008, abs=1e-9)
     assert found.loss_before > found.loss
-    assert found.lambda_min == pytest.approx(0.0115662, abs=1e-7)
-    assert found.lambda_min_low < found.lambda_min < found.lambda_min_high < found.lambda_min_low + 1e-12
+    lowest = found.certificate.lambda_min
+    assert lowest.value == pytest.approx(0.0115662, abs=1e-7)
+    assert lowest.low < lowest.value < lowest.high < lowest.low + 1e-12
     assert found.path_loss[0] == pytest.approx(found.loss_before, rel=1e-12)
     assert len(found.path_loss) == found.steps + 1
     assert found.kept is not None
@@ -79,10 +80,10 @@ def test_saddles_are_left_on_the_way_to_a_minimum_and_found_on_the_way_to_a_crit
             p.mul_(0)
     assert descend(problem, steps=0).verdict == "saddle"
     minimum = descend(problem, gradient=1e-11)
-    assert (minimum.verdict, int(minimum.negative)) == ("minimum", 0)
+    assert (minimum.verdict, minimum.certificate.negative) == ("minimum", 0)
     saddle = descend(moved(problem, 0.05), to="critical", gradient=1e-11)
     assert saddle.verdict == "saddle"
-    assert saddle.gradient_inf < 1e-9
+    assert saddle.certificate.gradient_inf < 1e-9
 
 
 @pytest.mark.parametrize("to", ["minimum", "critical"])
@@ -161,7 +162,7 @@ def test_a_member_that_runs_away_is_stopped_by_its_own_norm() -> None:
     for found, start in zip(run_descents(problems, DescendSettings(steps=300)), (1.0, 100.0), strict=True):
         assert isinstance(found, Descended)
         assert found.stopped == "runaway"
-        assert 1e4 * start < found.parameter_norm < 1e6 * start
+        assert 1e4 * start < found.certificate.parameter_norm < 1e6 * start
 
 
 @pytest.mark.parametrize("method", ["auto", "lbfgs", "newton-krylov"])
@@ -220,7 +221,7 @@ def test_sequences_descend_without_gauss_newton() -> None:
 
 
 def test_in_single_precision_no_loss_is_called_zero() -> None:
-    assert descend(student(1), precision="float32", steps=40).loss_floor == 0
+    assert descend(student(1), precision="float32", steps=40).certificate.loss_floor == 0
 
 
 def test_a_short_descent_says_that_it_is_not_there() -> None:
@@ -239,14 +240,14 @@ def test_cross_entropy_on_separable_data_has_no_minimum() -> None:
     x = torch.tensor([[1.0], [2.0], [-1.0], [-2.0]]).double()
     y = torch.tensor([1, 1, 0, 0])
     found = descend(Problem(nn.Linear(1, 2).double(), (x, y), "cross_entropy"), steps=60, gradient=1e-30)
-    assert found.parameter_norm > 10
+    assert found.certificate.parameter_norm > 10
     assert found.verdict in ("channel", "degenerate")
     assert found.loss < 1e-6
 
 
 def test_part_of_the_data_is_not_all_of_it() -> None:
     found = descend(student(0), samples=20, steps=3)
-    assert (found.full_data, found.samples) == (False, 20)
+    assert (found.certificate.full_data, found.samples) == (False, 20)
 
 
 @pytest.mark.slow
@@ -261,8 +262,9 @@ def test_a_large_network_descends_without_dense_hessians(monkeypatch: pytest.Mon
     assert dense.verdict in ("minimum", "saddle", "degenerate")
     monkeypatch.setattr("landscape.points.descend.DENSE_CERTIFICATE", 10)
     lanczos = descend(problem, steps=400, gradient=1e-9, max_products=300)
-    assert not lanczos.exact
-    assert lanczos.lambda_min_low <= dense.lambda_min <= lanczos.lambda_min_high + 1e-9
+    assert not lanczos.certificate.exact
+    within, lowest = lanczos.certificate.lambda_min, dense.certificate.lambda_min.value
+    assert within.low <= lowest <= within.high + 1e-9
     assert lanczos.verdict in (dense.verdict, "unresolved")
 
 
@@ -335,7 +337,9 @@ def test_the_command_writes_checkpoints_that_are_certified(tmp_path: Path) -> No
         assert certificate.verdict == report["verdict"]
         assert written.header["descent"]["from"] == report["sha256"]
         again = descend(load_problem(written).problem, steps=0)
-        assert again.gradient_inf == pytest.approx(report["certificate"]["gradient_inf"], rel=1e-9, abs=1e-15)
+        assert again.certificate.gradient_inf == pytest.approx(
+            report["certificate"]["gradient_inf"], rel=1e-9, abs=1e-15
+        )
         assert again.loss == pytest.approx(report["loss"]["after"], rel=1e-12)
         stored = read_result(tmp_path / report["result"], "descend")
         assert restore(stored, Descended).verdict == report["verdict"]
@@ -359,7 +363,9 @@ def test_what_was_reached_is_analysed_by_the_other_commands(tmp_path: Path) -> N
     report = json.loads(shown.stdout)
     result = read_result(tmp_path / "landscape-results/a.descend.h5", "descend")
     assert report["exact"]
-    assert report["bottom"][0]["value"] == pytest.approx(result.arrays["lambda_min"].values.item(), rel=1e-6)
+    assert report["bottom"][0]["value"] == pytest.approx(
+        result.arrays["certificate.lambda_min.value"].values.item(), rel=1e-6
+    )
 
 
 def test_a_foreign_checkpoint_keeps_its_names(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import re
+from collections.abc import Container, Iterator
 from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
@@ -16,11 +17,13 @@ from torch import nn
 
 from landscape.claims.escape_dimensions import decide as claim
 from landscape.claims.result import Checked, Read, checked
+from landscape.errors import StorageError
 from landscape.points.descend import descend
 from landscape.points.escape import escape
+from landscape.points.results import Descended
 from landscape.problem.problem import Problem
-from landscape.results.fields import AXES, Descended, Spectrum, Spent
-from landscape.results.store import FORMAT, write_result
+from landscape.results.fields import AXES, Spectrum, Spent
+from landscape.results.store import FORMAT, read_result, stored_identity, write_result
 from landscape.slices.frame import Beside
 from landscape.slices.result import Sliced
 from landscape.slices.run import slice
@@ -99,6 +102,7 @@ def test_a_real_file_holds_what_the_page_says_and_nothing_else(tmp_path: Path) -
     start = fixture_problem()
     way_out = escape(split_fixture(), controls=1, steps=3)
     opened = widen(start, "0", follow=True, controls=1, steps=3, shares=((2.0, -1.0),), samples=500)
+    opened = replace(opened, predicted_negative=np.zeros(len(opened.split), int), predicted_zero=opened.measured_zero)
     results = [full_spectrum(), full_descent(), way_out, opened, full_slice(), full_check()]
     write_result(path, results, sample_provenance())
     with h5py.File(path, "r") as file:
@@ -109,16 +113,64 @@ def test_a_real_file_holds_what_the_page_says_and_nothing_else(tmp_path: Path) -
 
 
 def check_group(group: h5py.Group, described: dict[str, list[str]]) -> None:
-    datasets = {n: d for n, d in group.items() if d.attrs.get("role") != "axis"}
+    parts = {n: item for n, item in group.items() if isinstance(item, h5py.Group) and "value" not in item}
+    datasets = {n: d for n, d in flat(group, parts) if d.attrs.get("role") != "axis"}
     own = {n for n, cells in described.items() if len(cells) == 1}
     assert set(group.attrs) == set(rows("Attributes of every group")) | own
-    assert set(datasets) == set(described) - own
+    assert set(datasets) | set(parts) == set(described) - own
     for name, dataset in datasets.items():
-        axes, units, _, text = described[name]
-        assert (dataset.attrs["units"], dataset.attrs["long_name"]) == (units, text)
-        scales = [d[0].name.rsplit("/")[-1] for d in dataset.dims if len(d)] or [name] * dataset.ndim
-        assert ", ".join(f"`{s}`" for s in scales) == axes
-    assert set(group) - set(datasets) <= set(rows("Axes")) == set(AXES)
+        check_dataset(name, dataset, described[name])
+    assert {n for n, item in group.items() if n not in described and isinstance(item, h5py.Dataset)} <= set(AXES)
+    assert set(rows("Axes")) == set(AXES)
+    for part in parts.values():
+        check_part(part)
+
+
+def check_part(part: h5py.Group) -> None:
+    """A certificate; a pair of neurons and kinks are in some only."""
+    described = rows("Parts")
+    datasets = dict(flat(part, {}))
+    attributes = {f"{before}{n}" for before, g in inner(part) for n in g.attrs}
+    sometimes = {n for n, cells in described.items() if len(cells) == 1 or cells[2] == "yes"}
+    assert set(datasets) | attributes <= set(described)
+    assert set(described) - set(datasets) - attributes <= sometimes
+    for name, dataset in datasets.items():
+        check_dataset(name, dataset, described[name])
+
+
+def inner(group: h5py.Group, before: str = "") -> Iterator[tuple[str, h5py.Group]]:
+    yield before, group
+    for name, item in group.items():
+        if isinstance(item, h5py.Group):
+            yield from inner(item, f"{before}{name}.")
+
+
+def flat(group: h5py.Group, without: Container[str]) -> Iterator[tuple[str, h5py.Dataset]]:
+    """Data sets of a group and of the groups in it, by names with dots."""
+    for before, found in inner(group):
+        if before.partition(".")[0] not in without:
+            yield from ((before + n, d) for n, d in found.items() if isinstance(d, h5py.Dataset))
+
+
+def check_dataset(name: str, dataset: h5py.Dataset, cells: list[str]) -> None:
+    axes, units, _, text = cells
+    assert (dataset.attrs["units"], dataset.attrs["long_name"]) == (units, text)
+    scales = [d[0].name.rsplit("/")[-1] for d in dataset.dims if len(d)] or [name] * dataset.ndim
+    assert ", ".join(f"`{s}`" for s in scales) == axes
+
+
+def test_files_of_the_first_version_are_read_or_refused_with_what_to_do(tmp_path: Path) -> None:
+    """Spectra are as they were; results with certificates are made anew, and count as not there."""
+    path = tmp_path / "a.h5"
+    write_result(path, [full_spectrum(), full_descent()], sample_provenance())
+    with h5py.File(path, "r+") as file:
+        file.attrs["landscape_format"] = 1
+    assert read_result(path, "spectrum").arrays["top_value"].values.size
+    assert stored_identity(path, "spectrum") is not None
+    assert stored_identity(path, "descend") is None
+    with pytest.raises(StorageError, match="format version 1") as caught:
+        read_result(path, "descend")
+    assert caught.value.hint == "repeat the command that wrote it"
 
 
 def test_the_page_is_of_this_version() -> None:

@@ -18,6 +18,7 @@ from landscape.errors import StorageError, UsageError
 from landscape.results import store
 from landscape.results.fields import AXES, Result, Spectrum, field_of
 from landscape.results.store import (
+    FORMAT,
     is_result_file,
     list_groups,
     locked,
@@ -160,7 +161,7 @@ def test_file_is_plain_hdf5(tmp_path: Path) -> None:
     path = tmp_path / "a.h5"
     write_result(path, sample_spectrum(top_vector=np.zeros((3, 40))), sample_provenance())
     with h5py.File(path, "r") as file:
-        assert file.attrs["landscape_format"] == 1
+        assert file.attrs["landscape_format"] == FORMAT
         group = file["spectrum"]
         assert all({"units", "long_name"} <= set(d.attrs) for d in group.values())
         assert all(len(axis) == 1 for d in group.values() if d.attrs.get("CLASS") is None for axis in d.dims)
@@ -249,8 +250,8 @@ def test_newer_format_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "a.h5"
     write_result(path, sample_spectrum(), sample_provenance())
     with h5py.File(path, "r+") as file:
-        file.attrs["landscape_format"] = 2
-    with pytest.raises(StorageError, match="format version 2"):
+        file.attrs["landscape_format"] = FORMAT + 1
+    with pytest.raises(StorageError, match=f"format version {FORMAT + 1}"):
         read_result(path)
     assert is_result_file(path)
 

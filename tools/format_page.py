@@ -7,9 +7,11 @@ import sys
 from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
+from typing import Any
 
 from landscape.analyses import ANALYSES
-from landscape.results.fields import AXES, Provenance, Result
+from landscape.points.certificate import Certificate
+from landscape.results.fields import AXES, Provenance, Result, declared_fields
 
 PAGE = Path(__file__).resolve().parent.parent / "docs" / "format.md"
 JSON_FIELDS = "text, JSON"
@@ -26,28 +28,46 @@ def table(head: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> str:
     return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
 
 
-def field_table(kind: type[Result]) -> str:
-    """Every dataset of a group that a field declares."""
-    optional = {f.name for f in fields(kind) if f.default is None}
+def field_table(kind: type[Any], parts: bool = False) -> str:
+    """Every dataset of a group that a field declares, and of its parts where these have no table of their own."""
+    inside = {f.name: f.metadata for f in fields(kind) if "part" in f.metadata and not parts}
     rows = [
         (
             f"`{name}`",
             ", ".join(f"`{d}`" for d in meta["dims"]),
             meta["units"],
-            "yes" if name in optional else "",
+            "yes" if meta["optional"] else "",
             meta["long_name"],
         )
-        for name, meta in kind.declared().items()
+        for name, meta in declared_fields(kind).items()
+        if name.partition(".")[0] not in inside
+    ]
+    rows += [
+        (f"`{name}`", "", "", "yes" if told["optional"] else "", f"a part: [{told['part']().__name__.lower()}](#parts)")
+        for name, told in inside.items()
     ]
     return table(("dataset", "axes", "units", "may be absent", "what it is (`long_name`)"), rows)
 
 
-def attribute_table(kind: type[Result]) -> str:
-    """The group attributes that a result adds to its provenance."""
-    types = {"str": "text", "bool": "uint8, 0 or 1", "int": "int64"}  # what Result.attributes lets through
-    described = [f for f in fields(kind) if "dims" not in f.metadata and str(f.type) in types]
-    rows = [(f"`{f.name}`", types[str(f.type)]) for f in described]
-    return table(("attribute", "type"), rows)
+TYPES = {"str": "text", "bool": "uint8, 0 or 1", "int": "int64"}  # what Result.attributes lets through
+
+
+def attribute_table(kind: type[Any], before: str = "") -> str:
+    """The group attributes that a result adds to its provenance, or that a part has."""
+    return table(("attribute", "type"), _described(kind, before))
+
+
+def _described(kind: type[Any], before: str) -> list[tuple[str, str]]:
+    rows = []
+    for f in fields(kind):
+        if before and "part" in f.metadata:
+            rows += _described(f.metadata["part"](), f"{before}{f.name}.")
+        elif not {"dims", "interval", "part"} & set(f.metadata):
+            if before and str(f.type).startswith("Mapping"):
+                rows.append((f"`{before}{f.name}`".replace("certificate.", ""), JSON_FIELDS))
+            elif str(f.type) in TYPES:
+                rows.append((f"`{before}{f.name}`".replace("certificate.", ""), TYPES[str(f.type)]))
+    return rows
 
 
 def axis_table() -> str:
@@ -74,6 +94,8 @@ def generated() -> dict[str, str]:
     for kind in result_classes():
         parts[f"{kind.group} attributes"] = attribute_table(kind)
         parts[f"{kind.group} datasets"] = field_table(kind)
+    parts["certificate attributes"] = attribute_table(Certificate, "certificate.")
+    parts["certificate datasets"] = field_table(Certificate, parts=True)
     return parts
 
 

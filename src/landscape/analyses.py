@@ -77,7 +77,7 @@ ANALYSES: dict[str, Analysis] = {
         ),
         Analysis(
             "descend",
-            "landscape.results.fields:Descended",
+            "landscape.points.results:Descended",
             "landscape.points.settings:DescendSettings",
             "landscape.points.descend:descend",
             "descents",

@@ -12,7 +12,7 @@ from landscape.points.settings import DescendSettings
 if TYPE_CHECKING:
     from landscape.cli.jobs import Job
     from landscape.cli.loop import Finished
-    from landscape.results.fields import Descended
+    from landscape.points.results import Descended
     from landscape.runtime.progress import Progress
 
 EXAMPLES = (
@@ -60,4 +60,4 @@ def write_end(job: Job, result: Descended) -> None:
     from landscape.cli.points import write_point
 
     how = {"to": result.to, "method": result.method, "steps": result.steps}
-    write_point(job, job.place.with_suffix(".pt"), result.point, result.spent, result.certificate, how)
+    write_point(job, job.place.with_suffix(".pt"), result.point, result.spent, result.certificate.as_dict(), how)

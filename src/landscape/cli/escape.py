@@ -63,4 +63,5 @@ def write_end(job: Job, result: Escaped) -> None:
 
     if result.followed:
         how = {"command": "escape", "verdict": result.verdict, "loss_before": result.loss}
-        write_point(job, job.place.with_suffix(".pt"), result.point, result.spent, result.certificate, how)
+        reached = (result.end or result.certificate).as_dict()
+        write_point(job, job.place.with_suffix(".pt"), result.point, result.spent, reached, how)

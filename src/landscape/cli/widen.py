@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 EXAMPLES = (
     "landscape widen net.descend.pt --problem problem.py:problem --layer 0 --follow",
-    "landscape widen net.descend.pt --problem problem.py:problem --layer 0 --write --to 16",
+    "landscape widen net.pt --problem problem.py:problem --layer 0 --write --to 16",
 )
 
 

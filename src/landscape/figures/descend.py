@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import math
 from collections import Counter
 from collections.abc import Sequence
 
@@ -92,26 +94,26 @@ def _draw_verdicts(axes: Axes, series: Series) -> None:
 
 def _draw_aim(axes: Axes, results: Sequence[StoredLike]) -> None:
     """What a gradient must be below at least to be nothing beside the pull of the data, for a single descent."""
-    if len(results) == 1 and "gradient_pull" in results[0].arrays:
-        aim = max(STATIONARY * scalar(results[0], "gradient_pull"), ZERO)
+    pull = scalar(results[0], "certificate.gradient_pull") if len(results) == 1 else math.nan
+    if math.isfinite(pull):
+        aim = max(STATIONARY * pull, ZERO)
         axes.axhline(aim, color=MUTED, lw=0.6, ls=(0, (4, 3)))
         axes.text(0.01, aim, "stationary below", transform=axes.get_yaxis_transform(), fontsize=6, va="bottom")
 
 
 def _draw_certificate(axes: Axes, result: StoredLike) -> None:
     """The certificate's numbers, for a single descent."""
-    low, value, high = (scalar(result, f"lambda_min{end}") for end in ("_low", "", "_high"))
-    taus, zeros = result.arrays["zero_tau"].values, result.arrays["zeros"].values
-    named = dict(zip(result.arrays["symmetry"].values, result.arrays["symmetry_modes"].values, strict=True))
+    low, value, high = (scalar(result, f"certificate.lambda_min.{end}") for end in ("low", "value", "high"))
+    zeros, named = (json.loads(result.attributes[f"certificate.{name}"]) for name in ("zeros", "symmetries"))
     lines = [
         f"{verdict(result)}",
         f"loss {scalar(result, 'loss_before'):.6g} → {scalar(result, 'loss'):.6g}",
-        f"max |gradient| {scalar(result, 'gradient_inf'):.1e}",
+        f"max |gradient| {scalar(result, 'certificate.gradient_inf'):.1e}",
         f"lowest eigenvalue {value:.5g}",
         f"   in [{low:.5g}, {high:.5g}]",
-        f"largest |eigenvalue| {scalar(result, 'lambda_max'):.5g}",
-        f"{int(scalar(result, 'negative'))} negative",
-        "zero: " + (", ".join(f"{k} at {t:g}" for t, k in zip(taus, zeros, strict=True) if k >= 0) or "not counted"),
+        f"largest |eigenvalue| {scalar(result, 'certificate.lambda_max'):.5g}",
+        f"{int(scalar(result, 'certificate.negative'))} negative",
+        "zero: " + (", ".join(f"{k} at {tau}" for tau, k in zeros.items()) or "not counted"),
         "by symmetry: " + (", ".join(f"{k} {s}" for s, k in named.items()) or "none"),
     ]
     axes.set_axis_off()

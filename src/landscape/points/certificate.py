@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any
 
 from landscape.points.settings import TAU
+from landscape.results.fields import CURVATURE, LOSS, SLOPE, Interval, field_of, interval_of, part_of
 
 # Stationary: ‖∇L‖ <= STATIONARY · what parts of the data pull, each by itself; or max |∇L| within this many times its
 # rounding.
@@ -46,15 +47,6 @@ VERDICTS = (
 
 
 @dataclass(frozen=True)
-class Interval:
-    """A number with the interval it lies in; exact bounds for dense spectra, 99.9 % for Lanczos."""
-
-    value: float
-    low: float
-    high: float
-
-
-@dataclass(frozen=True)
 class SecondHalf:
     """What a descent did in the second half of its iterations: shares of ‖θ‖ gained and of L lost; NaN: too short."""
 
@@ -73,10 +65,10 @@ class Pair:
     """
 
     layer: str
-    first: int
-    second: int
-    distance: float
-    opposition: float
+    first: int = field_of("number of the one neuron")
+    second: int = field_of("number of the other")
+    distance: float = field_of("distance of their input weights, relative to the sum of their norms")
+    opposition: float = field_of("how far their output weights cancel, 1: not at all")
 
 
 @dataclass(frozen=True)
@@ -92,9 +84,9 @@ class Kinks:
 
     count: int
     where: str
-    slope: float
-    curvature: float
-    largest: float
+    slope: float = field_of("lowest one-sided derivative of the loss found, along unit directions", units=SLOPE)
+    curvature: float = field_of("lowest one-sided second derivative without a slope; NaN: none", units=CURVATURE)
+    largest: float = field_of("largest |second derivative| met", units=CURVATURE)
 
 
 @dataclass(frozen=True)
@@ -128,31 +120,39 @@ class Certificate:
 
     dtype: str
     full_data: bool
-    parameters: int
-    loss: float
-    loss_floor: float
-    gradient_inf: float
-    gradient_norm: float
-    gradient_rounding: float
-    newton_decrement: float
-    lambda_min: Interval
-    lambda_min_beyond: Interval
-    lambda_max: float
-    negative: int
+    parameters: int = field_of("number of trainable parameters")
+    loss: float = field_of("loss at the point", units=LOSS)
+    loss_floor: float = field_of("a squared error below this cannot be told from 0", units=LOSS)
+    gradient_inf: float = field_of("largest entry of the gradient, absolute", units=SLOPE)
+    gradient_norm: float = field_of("Euclidean norm of the gradient", units=SLOPE)
+    gradient_rounding: float = field_of("rounding error of the gradient, estimated", units=SLOPE)
+    newton_decrement: float = field_of("square root of gradient' |H|^+ gradient; NaN: not dense", units="loss^(1/2)")
+    lambda_min: Interval = interval_of("lowest eigenvalue", units=CURVATURE)
+    lambda_min_beyond: Interval = interval_of(
+        "lowest eigenvalue beyond the tangents of named symmetries", units=CURVATURE
+    )
+    lambda_max: float = field_of("largest |eigenvalue|", units=CURVATURE)
+    negative: int = field_of("eigenvalues below -tau lambda_max; a lower bound unless exact")
     zeros: Mapping[str, int] = field(default_factory=dict)
     symmetries: Mapping[str, int] = field(default_factory=dict)
-    tau: float = TAU
-    parameter_norm: float = math.nan
-    norm_growth: float = math.nan
-    loss_drop: float = math.nan
-    flatness: float = math.nan
-    pair: Pair | None = None
-    gradient_pull: float = math.nan
+    tau: float = field_of("floor of the verdict, relative to lambda_max", default=TAU)
+    parameter_norm: float = field_of("Euclidean norm of the parameters", default=math.nan)
+    norm_growth: float = field_of(
+        "share that this norm gained in the second half of the descent; NaN: none or too short", default=math.nan
+    )
+    loss_drop: float = field_of("share of the loss lost in that half; NaN: none or too short", default=math.nan)
+    flatness: float = field_of("|H gradient| / (|H| |gradient|); NaN: the gradient is rounding", default=math.nan)
+    pair: Pair | None = part_of(lambda: Pair, optional=True)
+    gradient_pull: float = field_of(
+        "root mean square of the gradients of up to 16 parts of the data; NaN: not measured",
+        units=SLOPE,
+        default=math.nan,
+    )
     vanishing: bool = False
-    kinks: Kinks | None = None
+    kinks: Kinks | None = part_of(lambda: Kinks, optional=True)
     exact: bool = True
-    products: int = 0
-    products_needed: int | None = None
+    products: int = field_of("curvature products spent", default=0)
+    products_needed: int | None = field_of("products that would settle an unresolved case", optional=True)
 
     @property
     def stationary(self) -> bool:

@@ -8,11 +8,12 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from landscape.points.certificate import TAUS, VANISHING, Certificate, Interval, Kinks, Pair, SecondHalf
+from landscape.points.certificate import TAUS, VANISHING, Certificate, Kinks, Pair, SecondHalf
 from landscape.points.gradient_scale import gradient_noise, part_gradients
 from landscape.points.kinks import Sides, corners, examine, piecewise, unseen
 from landscape.points.settings import TAU
 from landscape.problem.symmetries import Symmetries, neurons, symmetries_of, zero_modes
+from landscape.results.fields import Interval
 from landscape.stack.hessians import HESSIAN_BYTES, DenseHessians, dense_hessians, repeated_otherwise
 from landscape.stack.stack import Stack
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -14,16 +13,17 @@ from torch import Tensor, nn
 from landscape.curvature.trust import certifiable
 from landscape.errors import LandscapeError, ProblemError
 from landscape.optim.damped import REASONS
-from landscape.points.certificate import TAUS, Certificate
+from landscape.points.certificate import Certificate
 from landscape.points.certify import certify_stack
 from landscape.points.descent import Trajectory, Way, descend_stack, flow_stack
 from landscape.points.descent_large import certify_large, descend_large
+from landscape.points.results import Descended
 from landscape.points.settings import DescendSettings
 from landscape.problem.batches import chosen, fingerprint, read_batches
 from landscape.problem.objective import Objective, build_widest
 from landscape.problem.parameters import Layout
 from landscape.problem.problem import Problem, at_point
-from landscape.results.fields import Descended, Spent
+from landscape.results.fields import Spent
 from landscape.runtime.arithmetic import resolve_device
 from landscape.runtime.progress import Progress
 from landscape.settings import keyword_settings
@@ -284,33 +284,18 @@ def _result(
     count: float,
     spent: Spent,
 ) -> Descended:
-    same = "loss loss_floor gradient_inf gradient_norm gradient_rounding gradient_pull newton_decrement flatness"
-    more = "lambda_max negative parameter_norm norm_growth loss_drop parameters exact full_data"
-    names = (*same.split(), *more.split())
     return Descended(
-        **{name: getattr(c, name) for name in names},
         to=settings.to,
         method=method,
         verdict=c.verdict,
         reason=c.reason,
         stopped=stopped,
+        parameters=c.parameters,
         samples=round(count),
         steps=steps,
         loss_before=before,
-        lambda_min=c.lambda_min.value,
-        lambda_min_low=c.lambda_min.low,
-        lambda_min_high=c.lambda_min.high,
-        lambda_min_beyond=c.lambda_min_beyond.value,
-        lambda_min_beyond_low=c.lambda_min_beyond.low,
-        lambda_min_beyond_high=c.lambda_min_beyond.high,
-        tau_relative=c.tau,
-        zero_tau=np.array(TAUS),
-        zeros=np.array([c.zeros.get(f"{t:g}", -1) for t in TAUS], dtype=np.int64),
-        symmetry=np.array(list(c.symmetries), dtype=str),
-        symmetry_modes=np.array(list(c.symmetries.values()), dtype=np.int64),
-        pair_distance=math.nan if c.pair is None else c.pair.distance,
-        kinks=0 if c.kinks is None else c.kinks.count,
-        pair_opposition=math.nan if c.pair is None else c.pair.opposition,
+        loss=c.loss,
+        certificate=c,
         path_loss=np.array(path.loss),
         path_gradient_inf=np.array(path.gradient_inf),
         path_norm=np.array(path.norm),
@@ -319,6 +304,5 @@ def _result(
         point=theta.detach().cpu().numpy(),
         tensor=np.array(layout.names),
         tensor_size=np.array(layout.sizes, dtype=np.int64),
-        certificate=c.as_dict(),
         spent=spent,
     )

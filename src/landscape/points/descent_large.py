@@ -17,7 +17,7 @@ from landscape.errors import NumericalError
 from landscape.linalg.exclusion import exclusion_bound
 from landscape.linalg.lanczos import Extremes
 from landscape.optim.matrix_free import Ended, lbfgs, newton_krylov, newton_mr
-from landscape.points.certificate import VANISHING, Certificate, Interval, Kinks, SecondHalf
+from landscape.points.certificate import VANISHING, Certificate, Kinks, SecondHalf
 from landscape.points.descent import Trajectory, Way
 from landscape.points.gradient_scale import noise_and_jumps, part_gradients_of
 from landscape.points.kinks import Sides, corners, examine, unseen
@@ -26,6 +26,7 @@ from landscape.problem.graph import gradients
 from landscape.problem.objective import Objective
 from landscape.problem.symmetries import symmetries_of, zero_modes
 from landscape.problem.user_loss import outputs_of
+from landscape.results.fields import Interval
 from landscape.runtime.pieces import FORGETFUL, Pieces
 from landscape.runtime.progress import Progress
 

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from landscape.curvature.trust import certifiable
 from landscape.errors import NumericalError
-from landscape.points.certificate import TAUS, Certificate, SecondHalf, from_dict
+from landscape.points.certificate import Certificate, SecondHalf, from_dict
 from landscape.points.certify import certify_dense
 from landscape.points.descent import Trajectory, Way, descend_stack
 from landscape.points.descent_large import LowestPair, certify_large, descend_large, move
@@ -23,7 +23,7 @@ from landscape.points.ways_out import DENSE_STEPS, Followed, Sides, best_steps, 
 from landscape.problem.batches import chosen
 from landscape.problem.objective import Objective, build_widest
 from landscape.problem.problem import Problem, at_point
-from landscape.results.fields import Spent
+from landscape.results.fields import Interval, Spent
 from landscape.runtime.arithmetic import resolve_device
 from landscape.runtime.pieces import FORGETFUL, Pieces
 from landscape.runtime.progress import Progress
@@ -197,22 +197,18 @@ def _result(
     verdict, reason = _verdict(c, followed, best, loss_after)
     path = followed.trajectories[best] if followed is not None else Trajectory()
     ends = followed.certificates if followed is not None else [None, None]
-    same = "loss gradient_inf gradient_rounding gradient_pull newton_decrement lambda_max parameter_norm parameters"
     return Escaped(
-        **{name: getattr(c, name) for name in (*same.split(), "exact", "full_data")},
-        kinks=0 if c.kinks is None else c.kinks.count,
         verdict=verdict,
         reason=reason,
         point_verdict=c.verdict,
         end_verdict="" if followed is None else followed.certificates[best].verdict,
         followed=followed is not None,
+        parameters=c.parameters,
         samples=round(stack.count),
+        loss=c.loss,
         loss_after=loss_after,
-        lambda_min=c.lambda_min.value,
-        lambda_min_low=c.lambda_min.low,
-        lambda_min_high=c.lambda_min.high,
-        zero_tau=np.array(TAUS),
-        zeros=np.array([c.zeros.get(f"{t:g}", -1) for t in TAUS], dtype=np.int64),
+        certificate=c,
+        end=None if followed is None else followed.certificates[best],
         direction_value=pair.value,
         direction_residual=pair.residual,
         **_gradient_step(stack, theta, direction, float(sides.step[0].abs()[best]), c),
@@ -225,9 +221,12 @@ def _result(
         side_gain=c.loss - sides.value[0].cpu().numpy(),
         side_loss=np.array([math.nan if e is None else e.loss for e in ends]),
         side_verdict=np.array(["" if e is None else e.verdict for e in ends]),
-        side_lambda_min=np.array([math.nan if e is None else e.lambda_min.value for e in ends]),
-        side_lambda_min_low=np.array([math.nan if e is None else e.lambda_min.low for e in ends]),
-        side_lambda_min_high=np.array([math.nan if e is None else e.lambda_min.high for e in ends]),
+        side_lambda_min=Interval(
+            *(
+                np.array([math.nan if e is None else getattr(e.lambda_min, end) for e in ends])
+                for end in ("value", "low", "high")
+            )
+        ),
         side_gradient_inf=np.array([math.nan if e is None else e.gradient_inf for e in ends]),
         side_norm=np.array([math.nan if e is None else e.parameter_norm for e in ends]),
         path_loss=np.array(path.loss) if path.loss else None,
@@ -241,7 +240,6 @@ def _result(
         point=(theta[0] if followed is None else followed.theta[best]).cpu().numpy(),
         tensor=np.array(stack.layout.names),
         tensor_size=np.array(stack.layout.sizes, dtype=np.int64),
-        certificate=(c if followed is None else followed.certificates[best]).as_dict(),
         spent=spent,
     )
 

@@ -1,19 +1,53 @@
-"""Results of `escape`: directions, ways out, and what they lead to."""
+"""Results of `descend` and `escape`: where a descent ended; directions, ways out, and what they lead to."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 
-from landscape.results.fields import CURVATURE, LOSS, SLOPE, Result, Spent, field_of
+from landscape.points.certificate import Certificate
+from landscape.results.fields import CURVATURE, LOSS, SLOPE, Interval, Result, Spent, field_of, interval_of, part_of
+
+
+@dataclass(frozen=True, kw_only=True)
+class Descended(Result):
+    """A descent from a checkpoint to a critical point, its trajectory, and the certificate of where it ended."""
+
+    group: ClassVar[str] = "descend"
+
+    to: str
+    method: str
+    verdict: str
+    reason: str
+    stopped: str
+
+    parameters: int = field_of("number of trainable parameters")
+    samples: int = field_of("number of samples (the loss's total count)")
+    steps: int = field_of("iterations taken")
+    loss_before: float = field_of("loss at the checkpoint", units=LOSS)
+    loss: float = field_of("loss where the descent ended", units=LOSS)
+    certificate: Certificate = part_of(lambda: Certificate)
+
+    path_loss: np.ndarray = field_of("loss along the descent", "iteration", units=LOSS)
+    path_gradient_inf: np.ndarray = field_of(
+        "largest entry of the gradient along the descent", "iteration", units=SLOPE
+    )
+    path_norm: np.ndarray = field_of("norm of the parameters along the descent", "iteration")
+    kept: np.ndarray | None = field_of("iterations whose parameters are kept", "kept", optional=True)
+    path_point: np.ndarray | None = field_of("parameters at these iterations", "kept", "parameter", optional=True)
+    point: np.ndarray = field_of("parameters where the descent ended", "parameter")
+    tensor: np.ndarray = field_of("name of the parameter tensor", "tensor")
+    tensor_size: np.ndarray = field_of("its number of entries in the flat vector", "tensor")
+
+    spent: Spent | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
 class Escaped(Result):
-    """A point, its most negative direction, and where both sides of it lead. Side + first."""
+    """A point with its certificate, its most negative direction, and where both sides of it lead. Side + first; `end`
+    is the certificate of the lowest point reached."""
 
     group: ClassVar[str] = "escape"
 
@@ -22,27 +56,13 @@ class Escaped(Result):
     point_verdict: str
     end_verdict: str
     followed: bool
-    exact: bool
-    full_data: bool
 
     parameters: int = field_of("number of trainable parameters")
     samples: int = field_of("number of samples (the loss's total count)")
     loss: float = field_of("loss at the point", units=LOSS)
     loss_after: float = field_of("lowest loss reached; the point's own if nothing was followed", units=LOSS)
-    gradient_inf: float = field_of("largest entry of the gradient, absolute", units=SLOPE)
-    gradient_rounding: float = field_of("rounding error of the gradient, estimated", units=SLOPE)
-    newton_decrement: float = field_of("square root of gradient' |H|^+ gradient; NaN: not dense", units="loss^(1/2)")
-    lambda_min: float = field_of("lowest eigenvalue at the point", units=CURVATURE)
-    lambda_min_low: float = field_of("lower end of its interval", units=CURVATURE)
-    lambda_min_high: float = field_of("upper end of its interval", units=CURVATURE)
-    lambda_max: float = field_of("largest |eigenvalue| at the point", units=CURVATURE)
-    zero_tau: np.ndarray = field_of("floors at which zeros are counted", "zero_tau")
-    zeros: np.ndarray = field_of("eigenvalues within the floor of zero; -1: not dense", "zero_tau")
-    parameter_norm: float = field_of("Euclidean norm of the parameters")
-    gradient_pull: float | None = field_of(
-        "root mean square of the gradients of up to 16 parts of the data", units=SLOPE, optional=True
-    )
-    kinks: int | None = field_of("activations at a kink, over all samples; 0: none", optional=True)
+    certificate: Certificate = part_of(lambda: Certificate)
+    end: Certificate | None = part_of(lambda: Certificate, optional=True)
 
     direction_value: float = field_of("curvature along the direction", units=CURVATURE)
     direction_residual: float = field_of("|Hv - value v| of the unit direction v", units=CURVATURE)
@@ -59,9 +79,7 @@ class Escaped(Result):
     side_gain: np.ndarray = field_of("loss lost by that step", "side", units=LOSS)
     side_loss: np.ndarray = field_of("loss where the descent from there ended; NaN: not followed", "side", units=LOSS)
     side_verdict: np.ndarray = field_of("what kind of point that is", "side")
-    side_lambda_min: np.ndarray = field_of("lowest eigenvalue there; NaN: not followed", "side", units=CURVATURE)
-    side_lambda_min_low: np.ndarray = field_of("lower end of its interval", "side", units=CURVATURE)
-    side_lambda_min_high: np.ndarray = field_of("upper end of its interval", "side", units=CURVATURE)
+    side_lambda_min: Interval = interval_of("lowest eigenvalue there; NaN: not followed", "side", units=CURVATURE)
     side_gradient_inf: np.ndarray = field_of("largest entry of the gradient there", "side", units=SLOPE)
     side_norm: np.ndarray = field_of("norm of the parameters there", "side")
 
@@ -82,5 +100,4 @@ class Escaped(Result):
     tensor: np.ndarray = field_of("name of the parameter tensor", "tensor")
     tensor_size: np.ndarray = field_of("its number of entries in the flat vector", "tensor")
 
-    certificate: Mapping[str, Any] = field(default_factory=dict)
     spent: Spent | None = None

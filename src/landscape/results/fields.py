@@ -7,7 +7,7 @@ A result is a frozen dataclass whose fields are made with `field_of`; the store,
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -34,8 +34,6 @@ AXES: dict[str, tuple[str, str | None]] = {
     "tensor": ("parameter tensor, in the order of the model", "tensor"),
     "iteration": ("iteration of the descent, 0 at the checkpoint", None),
     "kept": ("iteration whose parameters are kept", "kept"),
-    "zero_tau": ("floor relative to max |eigenvalue|", "zero_tau"),
-    "symmetry": ("named symmetry of the network", "symmetry"),
     "offset": ("place on a line through the point", None),
     "side": ("side of the direction: +, -", "side"),
     "control": ("random kick of the same length", None),
@@ -74,10 +72,66 @@ class Array:
     long_name: str
 
 
-def field_of(long_name: str, *dims: str, units: str = NONE, optional: bool = False) -> Any:
+def field_of(
+    long_name: str, *dims: str, units: str = NONE, optional: bool = False, default: Any = dataclasses.MISSING
+) -> Any:
     """Declare a result field with its text, axes and unit; `optional` ones default to None and may be absent."""
-    metadata = {"dims": dims, "units": units, "long_name": long_name}
+    metadata = {"dims": dims, "units": units, "long_name": long_name, "optional": optional}
+    return field(default=None if optional else default, metadata=metadata)
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A number and the ends between which it lies, or arrays of them."""
+
+    value: Any
+    low: Any
+    high: Any
+
+
+def interval_of(long_name: str, *dims: str, units: str = NONE) -> Any:
+    """Declare a field that is an `Interval`; in files a group of `value`, `low` and `high`."""
+    return field(metadata={"interval": {"dims": dims, "units": units, "long_name": long_name}})
+
+
+def part_of(kind: Callable[[], type[Any]], optional: bool = False) -> Any:
+    """Declare a field that is itself a frozen dataclass of declared fields; in files a group of their own.
+
+    Args:
+        kind: gives the class. optional: the field defaults to None, and the group may be absent.
+    """
+    metadata = {"part": kind, "optional": optional}
     return field(default=None, metadata=metadata) if optional else field(metadata=metadata)
+
+
+def declared_fields(kind: type[Any], before: str = "", optional: bool = False) -> dict[str, Mapping[str, Any]]:
+    """Name -> dims, units, long_name and whether it may be absent, of a class and its parts: "lambda_min.low"."""
+    found: dict[str, Mapping[str, Any]] = {}
+    for f in dataclasses.fields(kind):
+        told, name = f.metadata, before + f.name
+        if "dims" in told:
+            found[name] = {**told, "optional": told["optional"] or optional}
+        elif "interval" in told:
+            inner = {**told["interval"], "optional": optional}
+            ends = {"low": "lower end of its interval", "high": "upper end of its interval"}
+            found[f"{name}.value"] = inner
+            found |= {f"{name}.{end}": {**inner, "long_name": text} for end, text in ends.items()}
+        elif "part" in told:
+            found |= declared_fields(told["part"](), f"{name}.", optional or told["optional"])
+    return found
+
+
+def described_fields(made: Any, before: str = "") -> dict[str, Any]:
+    """Name -> what describes a result and its parts rather than measure something; mappings of parts only."""
+    kinds = (str, bool, int, Mapping) if before else (str, bool, int)
+    found: dict[str, Any] = {}
+    for f in dataclasses.fields(made):
+        value, name = getattr(made, f.name), before + f.name
+        if "part" in f.metadata:
+            found |= described_fields(value, f"{name}.") if value is not None else {}
+        elif not {"dims", "interval"} & set(f.metadata) and isinstance(value, kinds):
+            found[name] = value
+    return found
 
 
 @dataclass(frozen=True)
@@ -88,22 +142,23 @@ class Result:
 
     @classmethod
     def declared(cls) -> dict[str, Mapping[str, Any]]:
-        """Field name -> its declared dims, units and long_name."""
-        return {f.name: f.metadata for f in dataclasses.fields(cls) if "dims" in f.metadata}
+        """Field name -> its declared dims, units, long_name, and whether it may be absent; parts by "part.name"."""
+        return declared_fields(cls)
 
     def arrays(self) -> dict[str, Array]:
         """The fields that are present, as labelled arrays."""
         out: dict[str, Array] = {}
         for name, meta in self.declared().items():
-            value = getattr(self, name)
+            value: Any = self
+            for step in name.split("."):
+                value = None if value is None else getattr(value, step)
             if value is not None:
                 out[name] = Array(np.asarray(value), meta["dims"], meta["units"], meta["long_name"])
         return out
 
-    def attributes(self) -> dict[str, str | bool | int]:
-        """The fields that describe the result rather than measure something."""
-        values = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if "dims" not in f.metadata}
-        return {name: value for name, value in values.items() if isinstance(value, str | bool | int)}
+    def attributes(self) -> dict[str, Any]:
+        """The fields that describe the result rather than measure something; parts by "part.name"."""
+        return described_fields(self)
 
 
 @dataclass(frozen=True)
@@ -337,67 +392,4 @@ class Spectrum(Result):
         "samples for a half-width of 10 % of the trace; absent: too few samples to say", optional=True
     )
 
-    spent: Spent | None = None
-
-
-@dataclass(frozen=True, kw_only=True)
-class Descended(Result):
-    """A descent from a checkpoint to a critical point, its trajectory, and the certificate of where it ended."""
-
-    group: ClassVar[str] = "descend"
-
-    to: str
-    method: str
-    verdict: str
-    reason: str
-    stopped: str
-    exact: bool
-    full_data: bool
-
-    parameters: int = field_of("number of trainable parameters")
-    samples: int = field_of("number of samples (the loss's total count)")
-    steps: int = field_of("iterations taken")
-    loss_before: float = field_of("loss at the checkpoint", units=LOSS)
-    loss: float = field_of("loss where the descent ended", units=LOSS)
-    loss_floor: float = field_of("a squared error below this cannot be told from 0", units=LOSS)
-    gradient_inf: float = field_of("largest entry of the gradient, absolute", units=SLOPE)
-    gradient_norm: float = field_of("Euclidean norm of the gradient", units=SLOPE)
-    gradient_rounding: float = field_of("rounding error of the gradient, estimated", units=SLOPE)
-    newton_decrement: float = field_of("square root of gradient' |H|^+ gradient; NaN: not dense", units="loss^(1/2)")
-    flatness: float = field_of("|H gradient| / (|H| |gradient|); NaN: the gradient is rounding")
-    lambda_min: float = field_of("lowest eigenvalue", units=CURVATURE)
-    lambda_min_low: float = field_of("lower end of its interval", units=CURVATURE)
-    lambda_min_high: float = field_of("upper end of its interval", units=CURVATURE)
-    lambda_min_beyond: float = field_of("lowest eigenvalue beyond the tangents of named symmetries", units=CURVATURE)
-    lambda_min_beyond_low: float = field_of("lower end of its interval", units=CURVATURE)
-    lambda_min_beyond_high: float = field_of("upper end of its interval", units=CURVATURE)
-    lambda_max: float = field_of("largest |eigenvalue|", units=CURVATURE)
-    negative: int = field_of("eigenvalues below -tau lambda_max; a lower bound unless exact")
-    tau_relative: float = field_of("floor of the verdict, relative to lambda_max")
-    parameter_norm: float = field_of("Euclidean norm of the parameters")
-    norm_growth: float = field_of("share that this norm gained in the second half of the descent; NaN: too short")
-    loss_drop: float = field_of("share of the loss lost in that half; NaN: too short")
-    zero_tau: np.ndarray = field_of("floors at which zeros are counted", "zero_tau")
-    zeros: np.ndarray = field_of("eigenvalues within the floor of zero; -1: not dense", "zero_tau")
-    symmetry: np.ndarray = field_of("symmetries with zero modes here", "symmetry")
-    symmetry_modes: np.ndarray = field_of("zero eigenvalues that the symmetry explains", "symmetry")
-    pair_distance: float = field_of("distance of the two neurons nearest to merging; NaN: none near")
-    pair_opposition: float = field_of("how far their output weights cancel, 1: not at all; NaN: none near")
-    gradient_pull: float | None = field_of(
-        "root mean square of the gradients of up to 16 parts of the data", units=SLOPE, optional=True
-    )
-    kinks: int | None = field_of("activations at a kink, over all samples; 0: none", optional=True)
-
-    path_loss: np.ndarray = field_of("loss along the descent", "iteration", units=LOSS)
-    path_gradient_inf: np.ndarray = field_of(
-        "largest entry of the gradient along the descent", "iteration", units=SLOPE
-    )
-    path_norm: np.ndarray = field_of("norm of the parameters along the descent", "iteration")
-    kept: np.ndarray | None = field_of("iterations whose parameters are kept", "kept", optional=True)
-    path_point: np.ndarray | None = field_of("parameters at these iterations", "kept", "parameter", optional=True)
-    point: np.ndarray = field_of("parameters where the descent ended", "parameter")
-    tensor: np.ndarray = field_of("name of the parameter tensor", "tensor")
-    tensor_size: np.ndarray = field_of("its number of entries in the flat vector", "tensor")
-
-    certificate: Mapping[str, Any] = field(default_factory=dict)
     spent: Spent | None = None

@@ -16,7 +16,7 @@ import h5py
 import numpy as np
 
 from landscape.errors import StorageError, UsageError
-from landscape.results.fields import AXES, Array, Provenance, Result
+from landscape.results.fields import AXES, Array, Interval, Provenance, Result
 from landscape.results.identity import plain
 from landscape.runtime.files import locked, remove_stale, storage_error, write_bytes
 
@@ -34,7 +34,9 @@ __all__ = [
     "write_result",
 ]
 
-FORMAT = 1
+FORMAT = 2
+# The format version since which files of an analysis hold what results of it are now.
+SINCE = {"descend": 2, "escape": 2, "widen": 2}
 ROOT_ATTRIBUTES: dict[str, int | str] = {
     "landscape_format": FORMAT,
     "conventions": (
@@ -123,16 +125,26 @@ def _write_group(group: h5py.Group, result: Result, provenance: Provenance) -> N
         if name in described:
             raise ValueError(f"{type(result).__name__}.{name} has the name of a field of Provenance")
         described[name] = _attribute(value)
-    group.attrs.update(described)
     arrays = result.arrays()
+    for name in [*described, *arrays]:  # groups of parts: "certificate.loss" lies in the group "certificate"
+        _parent(group, name)
+    for name, value in described.items():
+        _parent(group, name).attrs[name.rpartition(".")[2]] = value
     axes = _axis_sizes(arrays)
     # Scales first, so that every other dataset can point at them.
     scales = {axis: _write_scale(group, axis, size, arrays.get(axis)) for axis, size in axes.items()}
     for name, array in arrays.items():
         if name not in scales:
-            dataset = _write_array(group, name, array)
+            dataset = _write_array(_parent(group, name), name.rpartition(".")[2], array)
             for number, axis in enumerate(array.dims):
                 dataset.dims[number].attach_scale(scales[axis])
+
+
+def _parent(group: h5py.Group, name: str) -> h5py.Group:
+    """The group in which a field or a part's field lies, made if it is not there."""
+    for step in name.split(".")[:-1]:
+        group = group[step] if step in group else group.create_group(step, track_order=True)
+    return group
 
 
 def _attribute(value: Any) -> Any:
@@ -219,12 +231,34 @@ def read_result(
         if name not in names:
             raise UsageError(f"{path} holds no result called {name}", f"it holds: {', '.join(names)}")
         found = file[name]
-        attributes = {key: _plain_attribute(value) for key, value in found.attrs.items()}
+        if (version := int(file.attrs["landscape_format"])) < SINCE.get(name, 1):
+            raise StorageError(
+                f"{path} has format version {version}, whose results of {name} are read no more",
+                "repeat the command that wrote it",
+            )
+        attributes = {key: _plain_attribute(value) for key, value in _attributes(found)}
         provenance = _provenance(attributes)
-        fields = {k: d for k, d in found.items() if d.attrs.get("role") != "axis"}
+        fields = {k: d for k, d in _datasets(found) if d.attrs.get("role") != "axis"}
         wanted = {k for k, d in fields.items() if axes is None or set(_dims(d)) <= set(axes)}
         arrays = {k: _read_array(d) for k, d in fields.items() if k in wanted}
         return StoredResult(name, arrays, attributes, provenance)
+
+
+def _attributes(group: h5py.Group, before: str = "") -> Iterator[tuple[str, Any]]:
+    """Attributes of a group and of its parts: "certificate.exact"."""
+    yield from ((before + name, value) for name, value in group.attrs.items())
+    for name, item in group.items():
+        if isinstance(item, h5py.Group):
+            yield from _attributes(item, f"{before}{name}.")
+
+
+def _datasets(group: h5py.Group, before: str = "") -> Iterator[tuple[str, h5py.Dataset]]:
+    """Data sets of a group and of its parts: "certificate.lambda_min.low"."""
+    for name, item in group.items():
+        if isinstance(item, h5py.Group):
+            yield from _datasets(item, f"{before}{name}.")
+        else:
+            yield before + name, item
 
 
 def restore(stored: StoredResult, kind: type[R]) -> R:
@@ -236,14 +270,32 @@ def restore(stored: StoredResult, kind: type[R]) -> R:
         name: array.values.item() if array.values.ndim == 0 else array.values for name, array in stored.arrays.items()
     }
     values |= stored.attributes
-    fields = [f for f in dataclasses.fields(kind) if f.init]
-    required = {f.name for f in fields if f.default is f.default_factory is dataclasses.MISSING}
-    if missing := sorted(required - set(values)):
+    missing: list[str] = []
+    made = _restored(kind, values, "", missing)
+    if missing:
         raise StorageError(
-            f"the result {stored.group} lacks {', '.join(missing)}",
+            f"the result {stored.group} lacks {', '.join(sorted(missing))}",
             "repeat the command that wrote it with --force",
         )
-    return kind(**{f.name: values[f.name] for f in fields if f.name in values})
+    assert isinstance(made, kind)
+    return made
+
+
+def _restored(kind: type[Any], values: Mapping[str, Any], before: str, missing: list[str]) -> Any:
+    """An object of the class from the values whose names begin so; None if required ones are not there, which go to
+    `missing`."""
+    found, lacks = {}, len(missing)
+    for f in (f for f in dataclasses.fields(kind) if f.init):
+        name = before + f.name
+        part = Interval if "interval" in f.metadata else f.metadata["part"]() if "part" in f.metadata else None
+        if part is not None and any(known.startswith(f"{name}.") for known in values):
+            found[f.name] = _restored(part, values, f"{name}.", missing)
+        elif name in values:
+            mapping = before and str(f.type).startswith("Mapping")
+            found[f.name] = json.loads(values[name]) if mapping else values[name]
+        elif f.default is f.default_factory is dataclasses.MISSING:
+            missing.append(name)
+    return None if len(missing) > lacks else kind(**found)
 
 
 def list_groups(path: str | PathLike[str]) -> list[str]:
@@ -270,7 +322,7 @@ def stored_identity(path: str | PathLike[str], group: str) -> tuple[str, str] | 
     if not Path(path).exists():
         return None
     with _opened(path) as file:
-        if group not in file:
+        if group not in file or int(file.attrs["landscape_format"]) < SINCE.get(group, 1):
             return None
         return str(file[group].attrs["identity"]), str(file[group].attrs["status"])
 

@@ -7,12 +7,14 @@ from typing import ClassVar
 
 import numpy as np
 
-from landscape.results.fields import CURVATURE, LOSS, SLOPE, Result, Spent, field_of
+from landscape.points.certificate import Certificate
+from landscape.results.fields import CURVATURE, LOSS, SLOPE, Result, Spent, field_of, part_of
 
 
 @dataclass(frozen=True, kw_only=True)
 class Widened(Result):
-    """Splits of a layer's neurons: the inertia foretold and measured, and where the ways that they open lead."""
+    """Splits of a layer's neurons: the inertia foretold and measured, and where the ways that they open lead; the
+    certificate is that of the narrow network."""
 
     group: ClassVar[str] = "widen"
 
@@ -22,26 +24,21 @@ class Widened(Result):
     reason: str
     critical: bool
     followed: bool
-    full_data: bool
 
     parameters: int = field_of("number of trainable parameters of the narrow network")
     samples: int = field_of("number of samples (the loss's total count)")
     loss: float = field_of("loss, the same before and after every split", units=LOSS)
-    gradient_inf: float = field_of("largest entry of the narrow network's gradient, absolute", units=SLOPE)
-    narrow_negative: int = field_of("eigenvalues of the narrow network's Hessian below -tau max |eigenvalue|")
-    narrow_zero: int = field_of("its eigenvalues within that of zero")
-    narrow_lambda_min: float = field_of("its lowest eigenvalue", units=CURVATURE)
-    narrow_lambda_min_low: float = field_of("lower end of its interval", units=CURVATURE)
-    narrow_lambda_min_high: float = field_of("upper end of its interval", units=CURVATURE)
-    narrow_lambda_max: float = field_of("its largest |eigenvalue|", units=CURVATURE)
-    tau_relative: float = field_of("floor of the counts, relative to max |eigenvalue|")
+    certificate: Certificate = part_of(lambda: Certificate)
+    narrow_zero: int = field_of("eigenvalues of the narrow network's Hessian within tau of zero")
 
     split: np.ndarray = field_of("neuron : shares", "split")
     neuron: np.ndarray = field_of("neuron that is split, from 0", "split")
     share: np.ndarray = field_of("share of each copy in the output weights; NaN: no such copy", "split", "copy")
     preserved: np.ndarray = field_of("largest change of an output, relative to the largest output", "split")
-    predicted_negative: np.ndarray = field_of("negative eigenvalues foretold; -1: no theory (see reason)", "split")
-    predicted_zero: np.ndarray = field_of("zero eigenvalues foretold; -1: no theory", "split")
+    predicted_negative: np.ndarray | None = field_of(
+        "negative eigenvalues foretold; absent: no theory (see reason)", "split", optional=True
+    )
+    predicted_zero: np.ndarray | None = field_of("zero eigenvalues foretold; absent: no theory", "split", optional=True)
     measured_negative: np.ndarray = field_of("negative eigenvalues of the wide Hessian", "split")
     measured_zero: np.ndarray = field_of("its zero eigenvalues", "split")
     lambda_min: np.ndarray = field_of("lowest eigenvalue of the wide Hessian", "split", units=CURVATURE)

@@ -94,19 +94,21 @@ def run_widen(problem: Problem, settings: WidenSettings, progress: Progress | No
     found = _columns(columns, settings)
     return Widened(
         **found,
-        **_narrow_fields(certificate, settings),
+        parameters=certificate.parameters,
+        loss=certificate.loss,
+        point_verdict=certificate.verdict,
+        certificate=certificate,
         layer=hidden.layer,
         following=hidden.next,
         reason=_reason(certificate, still, objective.weight_decay),
         critical=critical,
         followed=settings.follow,
-        full_data=full,
         samples=round(objective.count),
         split=np.array([_name(s) for s in splits]),
         neuron=np.array([s.neuron for s in splits], dtype=np.int64),
         share=_padded(splits),
-        predicted_negative=_counts([certificate.negative + f.negative for f in foretold], critical),
-        predicted_zero=_counts([zeros + f.zero for f in foretold], critical),
+        predicted_negative=np.array([certificate.negative + f.negative for f in foretold]) if critical else None,
+        predicted_zero=np.array([zeros + f.zero for f in foretold]) if critical else None,
         lambda_bound=np.array([f.lowest if critical else math.nan for f in foretold]),
         inner_eigenvalue=np.stack([inner[s.neuron].eigenvalues.cpu().numpy() for s in splits]),
         narrow_zero=zeros,
@@ -303,25 +305,6 @@ def _columns(rows: list[_Row], settings: WidenSettings) -> dict[str, Any]:
             found["control_loss"] = np.stack([r.controls for r in rows if r.controls is not None])
             found["narrow_control_loss"] = np.stack([r.narrow_controls for r in rows if r.narrow_controls is not None])
     return found
-
-
-def _narrow_fields(c: Certificate, settings: WidenSettings) -> dict[str, Any]:
-    return {
-        "parameters": c.parameters,
-        "loss": c.loss,
-        "gradient_inf": c.gradient_inf,
-        "point_verdict": c.verdict,
-        "narrow_negative": c.negative,
-        "narrow_lambda_min": c.lambda_min.value,
-        "narrow_lambda_min_low": c.lambda_min.low,
-        "narrow_lambda_min_high": c.lambda_min.high,
-        "narrow_lambda_max": c.lambda_max,
-        "tau_relative": settings.tau,
-    }
-
-
-def _counts(values: list[int], critical: bool) -> np.ndarray:
-    return np.array(values if critical else [-1] * len(values), dtype=np.int64)
 
 
 def _hidden_by_floor(c: Certificate, tau: float) -> bool:

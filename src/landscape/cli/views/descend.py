@@ -14,38 +14,11 @@ from rich.table import Table
 from landscape.checkpoints.find import short_names
 from landscape.cli.loop import Shown
 from landscape.cli.terminal import plain, print_warning, stdout
+from landscape.cli.views.certificate import certificate_json
 from landscape.cli.views.spectrum import BRACKETS, bracketed
-from landscape.results.fields import Descended
-
-
-def certificate_json(r: Descended, dtype: str) -> dict[str, Any]:
-    """The object `certificate` of `docs/cli.md`."""
-    return {
-        "dtype": dtype,
-        "full_data": r.full_data,
-        "exact": r.exact,
-        "gradient_inf": r.gradient_inf,
-        "gradient_rounding": r.gradient_rounding,
-        "gradient_pull": r.gradient_pull,
-        "newton_decrement": r.newton_decrement,
-        "flatness": r.flatness,
-        "lambda_min": {"value": r.lambda_min, "low": r.lambda_min_low, "high": r.lambda_min_high},
-        "lambda_min_beyond_symmetries": {
-            "value": r.lambda_min_beyond,
-            "low": r.lambda_min_beyond_low,
-            "high": r.lambda_min_beyond_high,
-        },
-        "lambda_max": r.lambda_max,
-        "tau": r.tau_relative,
-        "negative": int(r.negative),
-        "zeros": {f"{t:g}": int(k) if k >= 0 else None for t, k in zip(r.zero_tau, r.zeros, strict=True)},
-        "symmetries": {str(s): int(k) for s, k in zip(r.symmetry, r.symmetry_modes, strict=True)},
-        "parameter_norm": r.parameter_norm,
-        "norm_growth": r.norm_growth,
-        "loss_drop": r.loss_drop,
-        "kinks": r.kinks,
-        "pair": None if math.isnan(r.pair_distance) else {"distance": r.pair_distance, "opposition": r.pair_opposition},
-    }
+from landscape.points.certificate import Certificate
+from landscape.points.results import Descended
+from landscape.results.fields import Interval
 
 
 def descend_json(shown: Shown[Descended]) -> dict[str, Any]:
@@ -61,7 +34,7 @@ def descend_json(shown: Shown[Descended]) -> dict[str, Any]:
         "method": r.method,
         "verdict": r.verdict,
         "reason": r.reason,
-        "certificate": certificate_json(r, p.dtype),
+        "certificate": certificate_json(r.certificate),
         "loss": {"before": r.loss_before, "after": r.loss},
         "steps": r.steps,
         "stopped": r.stopped,
@@ -93,7 +66,7 @@ def warn(shown: Shown[Descended]) -> None:
         more = "raise --steps" if r.stopped in ("steps", "slow") else "see the reason in the table or the JSON"
         more = "raise --max-products" if r.verdict == "unresolved" else more
         print_warning(f"{label}: {r.verdict} ({r.reason}); {more}")
-    if not r.full_data:
+    if not r.certificate.full_data:
         print_warning(f"{label}: certified for the {r.samples} samples used, not for all data")
 
 
@@ -115,39 +88,39 @@ def print_one(shown: Shown[Descended]) -> None:
 
 
 def _rows(r: Descended) -> list[tuple[str, str]]:
-    zeros = ", ".join(f"{int(k)} at {t:g}" for t, k in zip(r.zero_tau, r.zeros, strict=True) if k >= 0)
-    named = ", ".join(f"{int(k)} {s}" for s, k in zip(r.symmetry, r.symmetry_modes, strict=True))
+    c = r.certificate
+    named = ", ".join(f"{k} {name}" for name, k in c.symmetries.items())
     rows = [
         ("loss", f"{r.loss_before:.9g} -> {r.loss:.9g}"),
-        ("max |gradient|", f"{r.gradient_inf:.2e} (rounding {r.gradient_rounding:.0e})"),
-        ("lowest eigenvalue", _interval(r.lambda_min, r.lambda_min_low, r.lambda_min_high)),
-        ("largest |eigenvalue|", f"{r.lambda_max:.6g}"),
-        ("negative eigenvalues", f"{int(r.negative)}{'' if r.exact else ' or more'} below -{r.tau_relative:g} of that"),
-        ("zero eigenvalues", zeros or "not counted (Lanczos)"),
+        ("max |gradient|", f"{c.gradient_inf:.2e} (rounding {c.gradient_rounding:.0e})"),
+        ("lowest eigenvalue", _interval(c.lambda_min)),
+        ("largest |eigenvalue|", f"{c.lambda_max:.6g}"),
+        ("negative eigenvalues", f"{c.negative}{'' if c.exact else ' or more'} below -{c.tau:g} of that"),
+        ("zero eigenvalues", ", ".join(f"{k} at {tau}" for tau, k in c.zeros.items()) or "not counted (Lanczos)"),
         ("explained by symmetry", named or "none"),
-        ("norm of parameters", f"{r.parameter_norm:.4g}{_growth(r)}"),
+        ("norm of parameters", f"{c.parameter_norm:.4g}{_growth(c)}"),
     ]
     if named:
-        beyond = _interval(r.lambda_min_beyond, r.lambda_min_beyond_low, r.lambda_min_beyond_high)
-        rows.insert(3, ("  beyond symmetries", beyond))
-    if r.gradient_pull:
-        rows.insert(2, ("|gradient| / data's pull", f"{r.gradient_norm / r.gradient_pull:.1e} (stationary: 1e-08)"))
-    if r.kinks:
-        rows.append(("activations at a kink", f"{r.kinks:,}"))
-    if math.isfinite(r.newton_decrement):
-        rows.insert(3 if r.gradient_pull else 2, ("Newton decrement", f"{r.newton_decrement:.2e}"))
-    if math.isfinite(r.pair_distance):
-        rows.append(("merging neurons", f"distance {r.pair_distance:.2g}, opposition {r.pair_opposition:.3g}"))
+        rows.insert(3, ("  beyond symmetries", _interval(c.lambda_min_beyond)))
+    pulled = c.gradient_pull > 0
+    if pulled:
+        rows.insert(2, ("|gradient| / data's pull", f"{c.gradient_norm / c.gradient_pull:.1e} (stationary: 1e-08)"))
+    if c.kinks is not None:
+        rows.append(("activations at a kink", f"{c.kinks.count:,}"))
+    if math.isfinite(c.newton_decrement):
+        rows.insert(3 if pulled else 2, ("Newton decrement", f"{c.newton_decrement:.2e}"))
+    if c.pair is not None:
+        rows.append(("merging neurons", f"distance {c.pair.distance:.2g}, opposition {c.pair.opposition:.3g}"))
     return rows
 
 
-def _interval(value: float, low: float, high: float) -> str:
-    return f"{value:.6g}  [{low:.6g}, {high:.6g}]"
+def _interval(found: Interval) -> str:
+    return f"{found.value:.6g}  [{found.low:.6g}, {found.high:.6g}]"
 
 
-def _growth(r: Descended) -> str:
-    grown = math.isfinite(r.norm_growth) and r.norm_growth > 0.005
-    return f", {100 * r.norm_growth:.0f} % gained in the second half" if grown else ""
+def _growth(c: Certificate) -> str:
+    grown = math.isfinite(c.norm_growth) and c.norm_growth > 0.005
+    return f", {100 * c.norm_growth:.0f} % gained in the second half" if grown else ""
 
 
 def print_many(shown: list[Shown[Descended]]) -> None:
@@ -159,8 +132,10 @@ def print_many(shown: list[Shown[Descended]]) -> None:
         table.add_column(title, justify="right", no_wrap=True)
     for one, name in zip(shown, short_names([s.provenance.checkpoint for s in shown]), strict=True):
         r = one.result
-        lowest = bracketed(r.lambda_min_beyond, r.lambda_min_beyond_low, r.lambda_min_beyond_high)
-        numbers = (f"{r.loss:.4g}", f"{r.gradient_inf:.0e}", lowest, f"{r.lambda_max:.3g}")
+        c = r.certificate
+        beyond = c.lambda_min_beyond
+        lowest = bracketed(beyond.value, beyond.low, beyond.high)
+        numbers = (f"{r.loss:.4g}", f"{c.gradient_inf:.0e}", lowest, f"{c.lambda_max:.3g}")
         table.add_row(name, r.verdict, *numbers, str(r.steps))
     stdout.print(table)
     counts = Counter(one.result.verdict for one in shown)

@@ -14,6 +14,7 @@ from rich.table import Table
 from landscape.checkpoints.find import short_names
 from landscape.cli.loop import Shown
 from landscape.cli.terminal import plain, print_warning, stdout
+from landscape.cli.views.certificate import certificate_json
 from landscape.cli.views.spectrum import BRACKETS, bracketed
 from landscape.points.results import Escaped
 
@@ -29,20 +30,7 @@ def escape_json(shown: Shown[Escaped]) -> dict[str, Any]:
         "samples": r.samples,
         "verdict": r.verdict,
         "reason": r.reason,
-        "certificate": {
-            "dtype": p.dtype,
-            "full_data": r.full_data,
-            "exact": r.exact,
-            "gradient_inf": r.gradient_inf,
-            "gradient_pull": r.gradient_pull,
-            "newton_decrement": r.newton_decrement,
-            "lambda_min": {"value": r.lambda_min, "low": r.lambda_min_low, "high": r.lambda_min_high},
-            "lambda_max": r.lambda_max,
-            "zeros": {f"{t:g}": int(k) if k >= 0 else None for t, k in zip(r.zero_tau, r.zeros, strict=True)},
-            "kinks": r.kinks,
-            "parameter_norm": r.parameter_norm,
-            "verdict": r.point_verdict,
-        },
+        "certificate": certificate_json(r.certificate),
         "direction": {
             "value": r.direction_value,
             "residual": r.direction_residual,
@@ -73,9 +61,9 @@ def _side(r: Escaped, i: int) -> dict[str, Any]:
         "loss": float(r.side_loss[i]),
         "verdict": str(r.side_verdict[i]) or None,
         "lambda_min": {
-            "value": float(r.side_lambda_min[i]),
-            "low": float(r.side_lambda_min_low[i]),
-            "high": float(r.side_lambda_min_high[i]),
+            "value": float(r.side_lambda_min.value[i]),
+            "low": float(r.side_lambda_min.low[i]),
+            "high": float(r.side_lambda_min.high[i]),
         },
         "gradient_inf": float(r.side_gradient_inf[i]),
         "parameter_norm": float(r.side_norm[i]),
@@ -103,7 +91,7 @@ def warn(shown: Shown[Escaped]) -> None:
         print_warning(f"{label}: not a critical point ({r.reason}); --descend goes to one first")
     if r.verdict == "unresolved":
         print_warning(f"{label}: unresolved ({r.reason}); raise --max-products")
-    if not r.full_data:
+    if not r.certificate.full_data:
         print_warning(f"{label}: for the {r.samples} samples used, not for all data")
 
 
@@ -130,12 +118,13 @@ def print_one(shown: Shown[Escaped]) -> None:
 
 
 def _rows(r: Escaped) -> list[tuple[str, str]]:
+    c, lowest = r.certificate, r.certificate.lambda_min
     overlap = "" if math.isnan(r.gradient_overlap) else f", {100 * r.gradient_overlap:.2g} % of the gradient"
     rows = [
         ("loss", f"{r.loss:.9g} -> {r.loss_after:.9g}"),
-        ("max |gradient|", f"{r.gradient_inf:.2e} (rounding {r.gradient_rounding:.0e})"),
-        ("lowest eigenvalue", f"{r.lambda_min:.6g}  [{r.lambda_min_low:.6g}, {r.lambda_min_high:.6g}]"),
-        ("largest |eigenvalue|", f"{r.lambda_max:.6g}"),
+        ("max |gradient|", f"{c.gradient_inf:.2e} (rounding {c.gradient_rounding:.0e})"),
+        ("lowest eigenvalue", f"{lowest.value:.6g}  [{lowest.low:.6g}, {lowest.high:.6g}]"),
+        ("largest |eigenvalue|", f"{c.lambda_max:.6g}"),
         ("direction", f"curvature {r.direction_value:.6g}, residual {r.direction_residual:.1e}{overlap}"),
     ]
     if not math.isnan(r.gradient_gain):
@@ -153,7 +142,8 @@ def _side_table(r: Escaped) -> Table:
     for i in range(len(r.side)):
         numbers = (r.side_step[i], r.side_gain[i], r.side_loss[i], r.side_norm[i])
         step, gain, reached, norm = ("-" if math.isnan(x) else f"{x:.3g}" for x in numbers)
-        lowest = bracketed(r.side_lambda_min[i], r.side_lambda_min_low[i], r.side_lambda_min_high[i])
+        ends = r.side_lambda_min
+        lowest = bracketed(ends.value[i], ends.low[i], ends.high[i])
         table.add_row(str(r.side[i]), step, gain, reached, lowest, norm, str(r.side_verdict[i]))
     return table
 
@@ -168,8 +158,9 @@ def print_many(shown: list[Shown[Escaped]]) -> None:
     table.add_column("end", no_wrap=True)
     for one, name in zip(shown, short_names([s.provenance.checkpoint for s in shown]), strict=True):
         r = one.result
-        lowest = bracketed(r.lambda_min, r.lambda_min_low, r.lambda_min_high)
-        numbers = (f"{r.loss:.4g}", f"{r.loss_after:.4g}", f"{r.gradient_inf:.0e}", lowest)
+        c = r.certificate
+        lowest = bracketed(c.lambda_min.value, c.lambda_min.low, c.lambda_min.high)
+        numbers = (f"{r.loss:.4g}", f"{r.loss_after:.4g}", f"{c.gradient_inf:.0e}", lowest)
         table.add_row(name, r.verdict, *numbers, r.end_verdict or "-")
     stdout.print(table)
     counts = Counter(one.result.verdict for one in shown)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import sys
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
@@ -20,7 +21,7 @@ from landscape.widening.result import Widened
 
 def widen_json(shown: Shown[Widened]) -> dict[str, Any]:
     """The JSON object of `docs/cli.md`; NaN and Inf are None."""
-    r, p = shown.result, shown.provenance
+    r, p, c = shown.result, shown.provenance, shown.result.certificate
     report = {
         "checkpoint": p.checkpoint,
         "sha256": p.sha256,
@@ -29,18 +30,14 @@ def widen_json(shown: Shown[Widened]) -> dict[str, Any]:
         "next": r.following,
         "parameters": r.parameters,
         "samples": r.samples,
-        "full_data": r.full_data,
+        "full_data": c.full_data,
         "loss": r.loss,
-        "point": {"verdict": r.point_verdict, "gradient_inf": r.gradient_inf, "critical": bool(r.critical)},
+        "point": {"verdict": r.point_verdict, "gradient_inf": c.gradient_inf, "critical": bool(r.critical)},
         "narrow": {
-            "negative": int(r.narrow_negative),
+            "negative": c.negative,
             "zero": int(r.narrow_zero),
-            "lambda_min": {
-                "value": r.narrow_lambda_min,
-                "low": r.narrow_lambda_min_low,
-                "high": r.narrow_lambda_min_high,
-            },
-            "lambda_max": r.narrow_lambda_max,
+            "lambda_min": asdict(c.lambda_min),
+            "lambda_max": c.lambda_max,
         },
         "reason": r.reason or None,
         "splits": [_split(r, i) for i in range(len(r.split))],
@@ -56,7 +53,7 @@ def widen_json(shown: Shown[Widened]) -> dict[str, Any]:
 
 def _split(r: Widened, i: int) -> dict[str, Any]:
     predicted = None
-    if r.predicted_negative[i] >= 0:
+    if r.predicted_negative is not None and r.predicted_zero is not None:
         predicted = {"negative": int(r.predicted_negative[i]), "zero": int(r.predicted_zero[i])}
     found: dict[str, Any] = {
         "neuron": int(r.neuron[i]),
@@ -98,7 +95,7 @@ def warn(shown: Shown[Widened]) -> None:
     r, label = shown.result, shown.provenance.checkpoint
     for note in r.spent.notes if r.spent else ():
         print_warning(f"{label}: {note}")
-    if not r.full_data:
+    if not r.certificate.full_data:
         print_warning(f"{label}: counts and losses are for the {r.samples} samples used, not for all data")
     if r.reason:
         print_warning(f"{label}: {r.reason}; `landscape descend` goes to a critical point first")
@@ -111,18 +108,19 @@ def warn(shown: Shown[Widened]) -> None:
 
 def mismatched(r: Widened) -> int:
     """Splits whose inertia is not the one foretold."""
-    wrong = (r.predicted_negative != r.measured_negative) | (r.predicted_zero != r.measured_zero)
-    return int(np.sum(wrong & (r.predicted_negative >= 0)))
+    if r.predicted_negative is None or r.predicted_zero is None:
+        return 0
+    return int(np.sum((r.predicted_negative != r.measured_negative) | (r.predicted_zero != r.measured_zero)))
 
 
 def print_one(shown: Shown[Widened]) -> None:
     """All there is to say about one checkpoint."""
-    r, p = shown.result, shown.provenance
+    r, p, c = shown.result, shown.provenance, shown.result.certificate
     stdout.print(p.checkpoint, soft_wrap=True)
-    where = f"{r.point_verdict} at loss {r.loss:.9g}, max |gradient| {r.gradient_inf:.1e}"
+    where = f"{r.point_verdict} at loss {r.loss:.9g}, max |gradient| {c.gradient_inf:.1e}"
     stdout.print(f"  {where}, {r.parameters:,} parameters")
-    lowest = f"{r.narrow_lambda_min:.4g} [{r.narrow_lambda_min_low:.4g}, {r.narrow_lambda_min_high:.4g}]"
-    stdout.print(f"  {r.narrow_negative} negative and {r.narrow_zero} zero eigenvalues; lowest {lowest}")
+    lowest = f"{c.lambda_min.value:.4g} [{c.lambda_min.low:.4g}, {c.lambda_min.high:.4g}]"
+    stdout.print(f"  {c.negative} negative and {r.narrow_zero} zero eigenvalues; lowest {lowest}")
     stdout.print(f"  neurons of {r.layer!r}, read by {r.following!r}, split")
     table = Table(box=SIMPLE_HEAD)
     table.add_column("neuron: shares", overflow="fold", min_width=15)
@@ -145,13 +143,13 @@ def print_one(shown: Shown[Widened]) -> None:
 
 
 def _row(r: Widened, i: int) -> list[str]:
-    def foretold(count: int) -> str:
-        return str(count) if count >= 0 else "-"
+    def foretold(counts: np.ndarray | None) -> str:
+        return "-" if counts is None else str(counts[i])
 
     row = [
         str(r.split[i]),
-        f"{foretold(int(r.predicted_negative[i]))} / {r.measured_negative[i]}",
-        f"{foretold(int(r.predicted_zero[i]))} / {r.measured_zero[i]}",
+        f"{foretold(r.predicted_negative)} / {r.measured_negative[i]}",
+        f"{foretold(r.predicted_zero)} / {r.measured_zero[i]}",
         _lowest(r, i),
     ]
     if r.followed and r.escape_loss is not None and r.escape_verdict is not None:
@@ -175,7 +173,7 @@ def print_many(shown: list[Shown[Widened]]) -> None:
         table.add_column(title, justify="right", no_wrap=True)
     for one, name in zip(shown, short_names([s.provenance.checkpoint for s in shown]), strict=True):
         r = one.result
-        total, opened = len(r.split), int((r.measured_negative > r.narrow_negative).sum())
+        total, opened = len(r.split), int((r.measured_negative > r.certificate.negative).sum())
         right = "-" if r.reason else f"{total - mismatched(r)}"
         after = "-"
         if r.escape_loss is not None and np.isfinite(r.escape_loss).any():
