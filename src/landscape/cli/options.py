@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import Field, dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args, get_type_hints
@@ -68,7 +68,8 @@ Workers = Annotated[int, typer.Option("--workers", help="Checkpoints analysed at
 DEFAULT_OUT = Path("landscape-results")
 
 
-# Fields of settings that stand at the end of `--help`, as those of every analysis do.
+# Options of the problem that stand before those of an analysis in `--help`, and fields of settings that stand after.
+FIRST = ("problem", "sets")
 LAST = ("device", "precision", "batch_size", "block", "memory", "samples", "seed")
 # Parameters that stand for several options.
 SOURCE: dict[str, Any] = {
@@ -102,10 +103,11 @@ def options_of(
         kind: a dataclass whose fields are made by `settings.option`. without: options that this command does not have.
     """
 
+    known = {} if kind is None else {f.name: f for f in fields(kind) if f.name not in without}
+    source = [name for name in SOURCE if name not in without]
+
     def made(command: Callable[..., None]) -> Callable[..., None]:
-        known = {f.name: f for f in fields(kind) if f.name not in without} if kind is not None else {}
         own = inspect.signature(command, eval_str=True).parameters
-        source = {name: (hint, None) for name, hint in SOURCE.items() if name not in without}
 
         def run(**given: Any) -> None:
             told = {name: given[name] for name in own if name in given}
@@ -117,20 +119,8 @@ def options_of(
                 told["output"] = Output(**{name: given[name] for name in OUTPUT})
             command(**told)
 
-        hints = _hints(kind)
-        analysis = {name: _parameter(f, hints[name]) for name, f in known.items()}
-        listed: dict[str, tuple[Any, Any]] = {}
-        for name, parameter in own.items():
-            if name == "settings":
-                listed |= {k: v for k, v in analysis.items() if k not in LAST}
-            elif name == "source":
-                listed |= {k: source[k] for k in ("problem", "sets")}
-            elif name == "output":
-                listed |= {k: v for k, v in source.items() if "source" in own and k not in listed}
-                listed |= {k: analysis[k] for k in LAST if k in analysis}
-                listed |= OUTPUT
-            else:
-                listed[name] = (parameter.annotation, parameter.default)
+        hints = {} if kind is None else get_type_hints(kind)
+        listed = _listed(own, {name: _parameter(f, hints[name]) for name, f in known.items()}, source)
         run.__name__, run.__doc__, run.__module__ = command.__name__, command.__doc__, command.__module__
         run.__annotations__ = {name: hint for name, (hint, _) in listed.items()}
         parameters = [
@@ -143,8 +133,23 @@ def options_of(
     return made
 
 
-def _hints(kind: type[DataclassInstance] | None) -> dict[str, Any]:
-    return {} if kind is None else get_type_hints(kind)
+def _listed(
+    own: Mapping[str, inspect.Parameter], analysis: Mapping[str, tuple[Any, Any]], source: Sequence[str]
+) -> dict[str, tuple[Any, Any]]:
+    """Annotation and default of every option, in the order of `--help`: what is peculiar to a command comes first."""
+    listed: dict[str, tuple[Any, Any]] = {}
+    for name, parameter in own.items():
+        if name == "settings":
+            listed |= {k: v for k, v in analysis.items() if k not in LAST}
+        elif name == "source":
+            listed |= {k: (SOURCE[k], None) for k in source if k in FIRST}
+        elif name == "output":
+            listed |= {k: (SOURCE[k], None) for k in source if "source" in own and k not in FIRST}
+            listed |= {k: analysis[k] for k in LAST if k in analysis}
+            listed |= OUTPUT
+        else:
+            listed[name] = (parameter.annotation, parameter.default)
+    return listed
 
 
 def _parameter(setting: Field[Any], hint: Any) -> tuple[Any, Any]:
@@ -164,10 +169,12 @@ def _parameter(setting: Field[Any], hint: Any) -> tuple[Any, Any]:
 
 def _value(setting: Field[Any], given: Any) -> Any:
     """What was typed, as the field has it."""
-    words, many = setting.metadata.get("words"), setting.metadata.get("many")
-    if words is None or not given:
-        return setting.default if many else given
-    return tuple(item for text in given for item in words(text)) if many else words(given)
+    words: Callable[[str], Any] | None = setting.metadata.get("words")
+    if words is None or given is None:
+        return setting.default if given is None else given
+    if not setting.metadata.get("many"):
+        return words(given)
+    return tuple(item for text in given for item in words(text)) if given else setting.default
 
 
 def source_of(given: Mapping[str, Any]) -> Source:
