@@ -385,9 +385,9 @@ def test_signs_of_a_trained_sweep(tmp_path: Path) -> None:
     ("arguments", "code", "words"),
     [
         ((), 2, "no runs are named"),
-        (("nowhere",), 3, "does not exist"),
+        (("nowhere",), 2, "does not exist"),
         ((".", "--claim", "flatness"), 2, "escape-dimensions"),
-        ((".", "--scale", "huge"), 2, "small or medium or full"),
+        ((".", "--scale", "huge"), 2, "'small', 'medium', 'full'"),
         ((".", "--seed", "-1"), 2, "at least 0"),
     ],
 )

@@ -14,7 +14,8 @@ import pytest
 import torch
 
 import commands
-from landscape.cli.train import train
+from landscape.cli.options import Output
+from landscape.cli.train import train_all
 from landscape.errors import BatchError, NumericalError, StorageError
 from landscape.training.one import train_run
 from landscape.training.sweep import plan, read_sweep
@@ -84,7 +85,7 @@ def in_process(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("in_process")
 def test_json_is_one_object_per_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    train(write(tmp_path), out=tmp_path / "out", as_json=True, quiet=True)
+    train_all(write(tmp_path), {}, "cpu", Output(tmp_path / "out", as_json=True, force=False, quiet=True))
     rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     assert [row["coordinates"] for row in rows] == [
         {"width": width, "seed": seed} for width in (2, 4) for seed in (0, 1)
@@ -170,7 +171,7 @@ def test_divergence_is_told_run_by_run(
     sweep = tmp_path / "sweep.toml"
     sweep.write_text(text.replace("seed = [0, 1]", f"learning_rate = {rates}"))
     with pytest.raises(error, match=f"1 of {rows + 1} runs diverged"):
-        train(sweep, out=tmp_path / "out", as_json=True)
+        train_all(sweep, {}, "cpu", Output(tmp_path / "out", as_json=True, force=False, quiet=False))
     printed = capsys.readouterr()
     assert "error: width=4 learning_rate=1000000000.0 seed=0: training diverged" in printed.err
     assert len(printed.out.splitlines()) == rows
@@ -180,7 +181,7 @@ def test_divergence_is_told_run_by_run(
 def test_an_unwritable_folder_is_a_storage_error(tmp_path: Path) -> None:
     (tmp_path / "out").write_text("a file")
     with pytest.raises(StorageError, match="cannot write"):
-        train(write(tmp_path), out=tmp_path / "out")
+        train_all(write(tmp_path), {}, "cpu", Output(tmp_path / "out", as_json=False, force=False, quiet=False))
 
 
 @pytest.fixture(scope="module")

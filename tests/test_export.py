@@ -341,7 +341,7 @@ def test_wrong_inputs_are_explained(run: Run) -> None:
         (["wide.slice.h5"], 2, "which format?"),
         (["wide.slice.h5", "-o", "x.txt"], 2, "which format?"),
         (["wide.slice.h5", "--format", "html"], 2, "no such format"),
-        (["missing.h5", "--format", "csv"], 5, "cannot read missing.h5"),
+        (["missing.h5", "--format", "csv"], 2, "missing.h5 does not exist"),
         (["text.h5", "--format", "csv"], 5, "not a landscape result"),
         (["cut.slice.h5", "--format", "csv"], 5, "cut.slice.h5 is damaged"),
         (["final.pt", "--format", "csv"], 2, "looks like a checkpoint"),

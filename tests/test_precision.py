@@ -89,7 +89,7 @@ def test_tf32_is_allowed_on_request_only_and_settings_come_back(precision: str) 
 
 
 def test_an_unknown_precision_is_refused() -> None:
-    with pytest.raises(UsageError, match="no precision 'fp8'"):
+    with pytest.raises(UsageError, match="precision is 'fp8'"):
         spectrum(problem(), precision="fp8")
 
 

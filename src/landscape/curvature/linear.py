@@ -52,7 +52,7 @@ class CurvatureSettings:
     batch_size: int | None = option(None, "Samples a chunk; chosen by timing if left out.", least=1)
     block: int | None = option(None, "Vectors a launch; chosen by timing if left out.", least=1)
     memory: int | None = option(None, MEMORY, least=1, words=parse_bytes, example="6GB", metavar="6GB")
-    seed: int = option(0, SEED)
+    seed: int = option(0, SEED, least=0)
 
     def __post_init__(self) -> None:
         check_options(self)

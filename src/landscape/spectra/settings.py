@@ -61,7 +61,7 @@ class SpectrumSettings:
     by_layer: bool = option(False, "Extremes and trace of every layer's block.")
     vectors: bool = option(False, "Keep the eigenvectors in the result file.")
     samples: int | None = option(None, SUBSET, least=1)
-    seed: int = option(0, SEED)
+    seed: int = option(0, SEED, least=0)
     device: str = option("auto", DEVICE)
     precision: Literal["auto", "float32", "float64", "tf32", "bf16"] = option("auto", "Arithmetic of the products.")
     batch_size: int | None = option(None, "Samples a chunk; chosen by timing if left out.", least=1)

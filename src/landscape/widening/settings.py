@@ -81,7 +81,7 @@ class WidenSettings:
     tau: float = option(1e-8, FLOOR, inside=Interval(0, 1, "()"))
     steps: int = option(1000, DESCENT, least=1)
     samples: int | None = option(None, SUBSET, least=1)
-    seed: int = option(0, SEED)
+    seed: int = option(0, SEED, least=0)
     device: str = option("auto", DEVICE)
     memory: int | None = option(None, MEMORY, least=1, words=parse_bytes, example="6GB", metavar="6GB")
 
