@@ -214,6 +214,15 @@ def test_the_way_that_is_used_is_measured(strategy: str, dtype: torch.dtype, see
     assert claimed <= (1e-5 if strategy == "linearize" else 1e-10) * float(truth.norm())
 
 
+@pytest.mark.parametrize("products", [20, 30, 57, 100])
+@pytest.mark.parametrize("strategy", ["auto", "linearize"])
+def test_what_is_measured_is_none_of_the_products_that_may_be_spent(products: int, strategy: str) -> None:
+    problem = drawn("plain", 3)
+    found = spectrum(problem, exact=False, max_products=products, strategy=strategy, top=3, bottom=3)
+    assert found.spent is not None
+    assert found.spent.products <= products
+
+
 def test_well_conditioned_float64_products_are_still_claimed_to_be_good() -> None:
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(4, 5), nn.Tanh(), nn.Linear(5, 3)).double()

@@ -121,7 +121,7 @@ class Curvature:
     def error(self) -> float:
         """Norm of the error of a product with a unit vector, measured, with the margin that `spectrum` has."""
         chunk = max(self._product.plan.chunk, 1)
-        return product_error(self._product.objective, self._kind, self._seed, chunk, self._product)
+        return product_error(self._product.objective, self._kind, self._seed, chunk, self._product.uncounted)
 
     def dense(self) -> Tensor:
         """The matrix [n, n], symmetrised, in the operator's dtype and on its device."""

@@ -110,6 +110,13 @@ class CurvatureOperator:
         self.products += rows.shape[0]
         return (result.add_(rows, alpha=self._shift) if self._shift else result).T
 
+    def uncounted(self, vectors: Tensor) -> Tensor:
+        """A product that measures the operator itself, and is none of those that a job may spend."""
+        spent = self.products
+        found = self(vectors)
+        self.products = spent
+        return found
+
     def agreed(self, number: int) -> int:
         """The smallest of the numbers that the processes sharing the data propose."""
         return int(self._ranks.smallest(number))

@@ -74,7 +74,7 @@ def _block_numbers(
     part: Objective, block: CurvatureOperator, rtol: float, tau: float, seed: int, memory: int | None
 ) -> tuple[float, ...]:
     generator = torch.Generator().manual_seed(seed)
-    noise = product_error(part, block.plan.operator, seed, block.plan.chunk, block)
+    noise = product_error(part, block.plan.operator, seed, block.plan.chunk, block.uncounted)
     found = find_extremes(
         block,
         top=1,

@@ -125,7 +125,7 @@ def dense_fields(operator: CurvatureOperator, settings: SpectrumSettings, tell: 
     top, bottom = min(settings.top, n), min(settings.bottom, n)
     solved = solve_dense(operator, (top, bottom) if settings.vectors else (0, 0))
     values = solved.values
-    noise = product_error(operator.objective, settings.operator, settings.seed, operator.plan.chunk, operator)
+    noise = product_error(operator.objective, settings.operator, settings.seed, operator.plan.chunk, operator.uncounted)
     _require_symmetric(solved, noise)
     bound = solved.bound + noise
     scale = float(np.max(np.abs(values)))

@@ -53,7 +53,7 @@ def iterative_fields(
     """All spectral fields of `results.Spectrum`, sentences about limits that were hit, and how the Krylov basis was
     held; gradient: ∇L [n]."""
     generator = torch.Generator().manual_seed(settings.seed)
-    noise = product_error(objective, settings.operator, settings.seed, operator.plan.chunk, operator)
+    noise = product_error(objective, settings.operator, settings.seed, operator.plan.chunk, operator.uncounted)
     probes, steps, for_extremes, notes = _shares(settings, operator.n)
     ends = (max(settings.top, 1), max(settings.bottom, 1))
     width = krylov_width(operator, sum(ends))
