@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from landscape import descend
-from landscape.points.certificate import Certificate, from_dict
+from landscape.points.certificate import Certificate
 from landscape.points.certify import certify_stack
 from landscape.problem.problem import Problem
 from landscape.stack.build import build_stack
@@ -44,7 +44,7 @@ class Planted:
 def judged(point: Planted) -> Certificate:
     """The certificate of a planted point."""
     if point.descent:
-        return from_dict(descend(point.problem).certificate)
+        return descend(point.problem).certificate
     return certify_stack(*build_stack([point.problem]))[0]
 
 

@@ -339,3 +339,20 @@ def follow(hint: str | None) -> dict[str, Any]:
     names: dict[str, Any] = {"nn": nn, "F": F}
     exec(hint[hint.index("def loss") :], names)
     return names
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_noise_of_any_size_is_found(seed: int) -> None:
+    """A few draws may be as good as equal; that numbers were drawn tells."""
+    rng = np.random.default_rng(seed)
+    size = 10 ** rng.uniform(-4, 0)
+
+    class Noise(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x + size * torch.randn_like(x)
+
+    torch.manual_seed(seed)
+    model = nn.Sequential(nn.Linear(6, 4), nn.Tanh(), nn.Linear(4, 3), Noise())
+    batch = (torch.randn(53, 6), torch.randint(3, (53,)))
+    with pytest.raises(ProblemError, match="differently twice"):
+        build_objective(Problem(model, batch, "cross_entropy"))

@@ -113,7 +113,8 @@ def way_out(animal: Animal) -> None:
     found, truth = escape(animal.problem, steps=3), truth_of(animal)
     slack = truth.error + 1e-10 * truth.scale + (SINGLE * truth.scale if found.spent.dtype == "float32" else 0)
     assert found.loss == pytest.approx(truth.loss, rel=SINGLE)
-    assert found.lambda_min_low - slack <= truth.eigenvalues[0] <= found.lambda_min_high + slack
+    lowest = found.certificate.lambda_min
+    assert lowest.low - slack <= truth.eigenvalues[0] <= lowest.high + slack
     # What was reached is where it is said to be.
     assert found.loss_after == pytest.approx(_loss(animal, found.point), rel=SINGLE, abs=1e-7)
 
@@ -125,7 +126,8 @@ def descent(animal: Animal) -> None:
     slack = truth.error + 1e-9 * truth.scale + (SINGLE * truth.scale if found.spent.dtype == "float32" else 0)
     assert found.loss <= found.loss_before * (1 + 1e-12) + 1e-12
     assert found.loss == pytest.approx(truth.loss, rel=SINGLE, abs=1e-9)
-    assert found.lambda_min_low - slack <= truth.eigenvalues[0] <= found.lambda_min_high + slack
+    lowest = found.certificate.lambda_min
+    assert lowest.low - slack <= truth.eigenvalues[0] <= lowest.high + slack
 
 
 def diagnosis(animal: Animal) -> None:
