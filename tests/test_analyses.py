@@ -8,6 +8,7 @@ import re
 import shlex
 import sys
 from dataclasses import dataclass, fields
+from functools import cache
 from importlib import import_module
 from pathlib import Path
 from types import ModuleType
@@ -224,17 +225,23 @@ def test_everything_follows_from_a_new_row(
     assert landscape.read_result(place).arrays["rise"].values.shape == (2,)
 
 
+@cache
+def parsers() -> Any:
+    """Command name -> its parser."""
+    return typer.main.get_command(make_app()).commands  # type: ignore[attr-defined]
+
+
 @pytest.mark.parametrize("name", [*ANALYSES, *OTHERS])
 def test_help_ends_with_examples_that_can_be_typed(name: str) -> None:
     """Two of every command; their options exist and take these values."""
     examples = import_module(f"landscape.cli.{name}").EXAMPLES
     assert len(examples) == 2
-    commands = typer.main.get_command(make_app())
+    commands = parsers()
     for line in examples:
         program, command, *words = shlex.split(line)
         assert (program, command) == ("landscape", name)
         assert len(line) <= 78
-        commands.commands[name].make_context(name, words)  # type: ignore[attr-defined]
+        commands[name].make_context(name, words)
         assert f"  {line}\n" in PAGES[0]
 
 
@@ -242,7 +249,7 @@ def test_help_ends_with_examples_that_can_be_typed(name: str) -> None:
 def test_commands_on_pages_can_be_typed(page: str) -> None:
     """Every `landscape` line of a shell block: the command is there, and its options take these values."""
     path = DOCS / page if (DOCS / page).exists() else DOCS.parent / page
-    commands = typer.main.get_command(make_app()).commands  # type: ignore[attr-defined]
+    commands = parsers()
     for block in re.findall(r"```sh\n(.*?)```", path.read_text(), re.DOTALL):
         for line in block.replace("\\\n", " ").splitlines():
             if line.startswith("landscape "):

@@ -31,8 +31,9 @@ def regression(dtype: torch.dtype, outputs: int = 3, decay: float = 0.0) -> tupl
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-@pytest.mark.parametrize("strategy", ["auto", "kept", "linearize", "recompute"])
-@pytest.mark.parametrize("decay", [0.0, 0.3])
+@pytest.mark.parametrize(
+    ("strategy", "decay"), [("auto", 0.0), ("auto", 0.3), ("kept", 0.3), ("linearize", 0.3), ("recompute", 0.0)]
+)
 def test_products_of_a_linear_model_are_its_gram_matrix(dtype: torch.dtype, strategy: str, decay: float) -> None:
     problem, exact = regression(dtype, decay=decay)
     operator = hessian(problem, strategy=strategy, batch_size=5)
