@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -294,8 +295,6 @@ def work(command: Command[R], source: Source, output: Output, path: Path, place:
 
 def _in_workers(batch: _Batch[R], workers: int) -> None:
     """Each checkpoint in a process of its own; what they wrote is read back from the files."""
-    import os
-
     from landscape.cli.worker import task_of
     from landscape.results.store import read_result, restore
     from landscape.runtime.workers import run_batch

@@ -136,7 +136,8 @@ def _objective(problem: Problem, settings: SpectrumSettings, ranks: Ranks) -> tu
         objective = objective.with_chunks(settings.batch_size)
     if population is None:
         return objective, None
-    there = [move(b, objective.device, objective.dtype) for b in ranks.shard(beside, True)]
+    enough = sum(length_of(b) for b in beside) >= ranks.size
+    there = [move(b, objective.device, objective.dtype) for b in (ranks.shard(beside, True) if enough else [])]
     return objective, LeftOut(population, there)
 
 
