@@ -190,10 +190,10 @@ def source_of(given: Mapping[str, Any]) -> Source:
     )
 
 
-def required_workers(workers: int, least: int = 1) -> int:
+def required_workers(workers: int) -> int:
     """A number of processes. Raises UsageError."""
-    if workers < least:
-        raise UsageError(f"--workers is {workers}; it must be at least {least}")
+    if workers < 1:
+        raise UsageError(f"--workers is {workers}; it must be at least 1")
     return workers
 
 

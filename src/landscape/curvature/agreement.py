@@ -146,13 +146,14 @@ def filled_memory() -> Iterator[None]:
     """Inside, memory that nothing has written holds NaN: a way that reads it (forward derivatives of circular padding
     and of slices of fresh tensors, torch 2.13) is else as right or wrong as what was there before."""
     before = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
-    torch.use_deterministic_algorithms(True, warn_only=True)
+    # The public function imports PyTorch's compiler first, which takes two seconds.
+    torch._C._set_deterministic_algorithms(True, warn_only=True)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of operations that have no deterministic algorithm
             yield
     finally:
-        torch.use_deterministic_algorithms(before[0], warn_only=before[1])
+        torch._C._set_deterministic_algorithms(before[0], warn_only=before[1])
 
 
 def products(objective: Objective, operator: str, way: tuple[str, str, bool], rows: Tensor) -> Tensor:
